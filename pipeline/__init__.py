@@ -1,0 +1,1 @@
+"""Stages and artifacts: knows files, not clusters or trackers."""

@@ -1,0 +1,33 @@
+"""What can go wrong for a user, and the exit code that says so. Anything else that escapes is a bug."""
+
+from typing import ClassVar
+
+
+class GristmillError(Exception):
+    """A failure that one clear message explains: what, where, the value, the remedy."""
+
+    exit_code: ClassVar[int] = 5
+
+
+class UsageError(GristmillError):
+    """The command, config or data given is wrong. Nothing has been built from it."""
+
+    exit_code = 2
+
+
+class DataError(UsageError):
+    """An input file cannot be used as it is. The message starts with `file:line`."""
+
+
+class EnvironmentProblem(GristmillError):
+    """Something outside the config is missing or unreachable: a package, a device, a server, disk space."""
+
+    exit_code = 3
+
+
+class DamagedArtifact(GristmillError):
+    """A file of an artifact does not have the bytes its manifest promises."""
+
+
+class StageFailed(GristmillError):
+    """A stage ended with an error of its own; the run can be started again and goes on from the last checkpoint."""

@@ -1,0 +1,191 @@
+"""Build what is missing, reuse what is there: a stage runs after everything it needs, once, and only if its key is new."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.errors import DamagedArtifact
+from pipeline.identity import changes
+from pipeline.publish import verify
+from pipeline.stage import Context, Map, Stage, plain_map
+from pipeline.store import Store, log
+from pipeline.tracking import Recorder
+
+Status = Literal["built", "reused"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do with one stage. `key` is None while an input that decides it is not built yet."""
+
+    stage: Stage[Any]
+    key: str | None
+    status: Status
+    reasons: list[str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage with everything needed to build it in any process."""
+
+    stage: Stage[Any]
+    store: Store
+    key: str
+    recipe: dict[str, Any] = field(repr=False)
+    keys: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Started:
+    stage: Stage[Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """A stage whose artifact is there. `digest` is the digest of its bytes; `notes` come from whoever built it."""
+
+    stage: Stage[Any]
+    key: str
+    status: Status
+    seconds: float
+    digest: str
+    notes: Mapping[str, Any] = field(repr=False)
+
+
+Submit = Callable[[Job], "Future[Built]"]
+"""How one job is executed: here (`submit_here`), or on a cluster (`jobs/launch_ray.py`)."""
+
+
+def topological(targets: Sequence[Stage[Any]]) -> list[Stage[Any]]:
+    """The targets and every stage they need, inputs first, each once."""
+    order: dict[str, Stage[Any]] = {}
+
+    def visit(stage: Stage[Any]) -> None:
+        for needed in stage.inputs.values():
+            visit(needed)
+        known = order.setdefault(stage.name, stage)
+        assert known == stage, f"two different stages are called {stage.name}: give one a label"
+
+    for target in targets:
+        visit(target)
+    return list(order.values())
+
+
+def plan(targets: Sequence[Stage[Any]], store: Store) -> list[Planned]:
+    """What `build` would do, without doing it, and why: for a miss, the fields that differ from the newest artifact."""
+    digests: dict[str, str | None] = {}
+    planned: list[Planned] = []
+    for stage in topological(targets):
+        inputs = {name: digests[needed.name] for name, needed in stage.inputs.items()}
+        entry, digests[stage.name] = _plan_one(stage, inputs, store)
+        planned.append(entry)
+    return planned
+
+
+def _plan_one(stage: Stage[Any], inputs: Mapping[str, str | None], store: Store) -> tuple[Planned, str | None]:
+    recipe = stage.recipe({name: digest or "to be rebuilt" for name, digest in inputs.items()})
+    if None in inputs.values():
+        return Planned(stage, None, "built", explain(recipe, stage, store)), None
+    key = stage.key({name: digest or "" for name, digest in inputs.items()})
+    if manifest := store.find(stage.kind, key):
+        return Planned(stage, key, "reused", ["same recipe, same inputs"]), manifest.digest
+    return Planned(stage, key, "built", explain(recipe, stage, store)), None
+
+
+def explain(recipe: dict[str, Any], stage: Stage[Any], store: Store) -> list[str]:
+    """Why no artifact fits this recipe."""
+    newest = store.newest(stage.kind)
+    if newest is None:
+        return [f"no {stage.kind} has been built yet"]
+    return changes(newest.meta["recipe"], recipe) or ["its artifact was deleted or is incomplete"]
+
+
+def build(targets: Sequence[Stage[Any]], store: Store, submit: Submit) -> Iterator[Started | Built]:
+    """Make every target, and yield an event as each stage starts and ends. Stages with no path between them overlap.
+
+    Raises what a stage raised, as soon as it is known; the caller shuts the launcher down.
+    """
+    waiting = topological(targets)
+    done: dict[str, Built] = {}
+    running: dict[Future[Built], Stage[Any]] = {}
+    while waiting or running:
+        for stage in [s for s in waiting if all(needed.name in done for needed in s.inputs.values())]:
+            waiting.remove(stage)
+            job = job_for(stage, store, done)
+            yield Started(stage, job.key)
+            running[submit(job)] = stage
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            del running[future]
+            built = future.result()
+            done[built.stage.name] = built
+            yield built
+
+
+def job_for(stage: Stage[Any], store: Store, done: Mapping[str, Built]) -> Job:
+    """The job of a stage whose inputs are all done."""
+    digests = {name: done[needed.name].digest for name, needed in stage.inputs.items()}
+    recipe = stage.recipe(digests)
+    return Job(stage, store, stage.key(digests), recipe, {name: built.key for name, built in done.items()})
+
+
+def submit_here(job: Job) -> "Future[Built]":
+    """Run a job now, in this process."""
+    future: Future[Built] = Future()
+    future.set_result(build_one(job))
+    return future
+
+
+def build_one(job: Job, *, map_: Map = plain_map, cpus: int = 1) -> Built:
+    """Build one stage in this process, unless its artifact is already there and every byte of it is right."""
+    start = time.monotonic()
+    stage, store = job.stage, job.store
+    with store.lock(stage.kind, job.key):
+        status: Status = "reused"
+        if not _sound(job):
+            status = "built"
+            _run(job, map_, cpus)
+    manifest = store.find(stage.kind, job.key)
+    assert manifest is not None, "the artifact was published under the lock"
+    return Built(stage, job.key, status, time.monotonic() - start, manifest.digest, manifest.meta.get("notes", {}))
+
+
+def _sound(job: Job) -> bool:
+    if job.store.find(job.stage.kind, job.key) is None:
+        return False
+    try:
+        verify(job.store.path(job.stage.kind, job.key))
+    except DamagedArtifact as damage:
+        log.warning("%s Rebuilding it now.", damage)
+        return False
+    return True
+
+
+def _run(job: Job, map_: Map, cpus: int) -> None:
+    stage, store = job.stage, job.store
+    notes: dict[str, Any] = {}
+    meta = {"kind": stage.kind, "key": job.key, "recipe": job.recipe, "input_keys": _input_keys(job), "notes": notes}
+    work = store.work(stage.kind, job.key)
+    work.mkdir(parents=True, exist_ok=True)
+    tracker = Recorder(store.journal(stage.kind, job.key))
+    start = time.monotonic()
+    try:
+        with store.writing(stage.kind, job.key, meta) as out:
+            stage.run(
+                Context(
+                    store=store, keys=job.keys, out=out, work=work, tracker=tracker, map=map_, cpus=cpus, notes=notes
+                )
+            )
+            notes["seconds"] = round(time.monotonic() - start, 3)
+    finally:
+        tracker.close()
+
+
+def _input_keys(job: Job) -> dict[str, dict[str, str]]:
+    return {
+        name: {"kind": needed.kind, "key": job.keys[needed.name], "digest": job.recipe["inputs"][name]}
+        for name, needed in job.stage.inputs.items()
+    }

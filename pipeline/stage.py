@@ -1,0 +1,116 @@
+"""The one abstraction of the pipeline: a stage is a frozen recipe that turns input artifacts into one artifact."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from pipeline.identity import canonical, fingerprint, in_key, knob
+from pipeline.store import Store
+from pipeline.tracking import Silent, Tracker
+
+A = TypeVar("A")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Map(Protocol):
+    """Apply a picklable function to items, in parallel where the launcher can, results in the order of the items."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> list[R]: ...
+
+
+def plain_map(function: Callable[[T], R], items: Iterable[T], /) -> list[R]:
+    """`Map` as a loop in this process."""
+    return [function(item) for item in items]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one stage asks of a machine. `cpus=0` means: all there are."""
+
+    cpus: int = 1
+    gpus: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a running stage may touch: its inputs, its own folders, a tracker, and hands for parallel work.
+
+    `out` becomes the artifact. `work` survives a kill and is deleted once the artifact is published. `notes` are kept
+    in the manifest but not in the digest: put timings and machine facts there, never into a file of the artifact.
+    `keys` has the key of every finished stage, by stage name.
+    """
+
+    store: Store
+    keys: Mapping[str, str]
+    out: Path
+    work: Path
+    tracker: Tracker = field(default_factory=Silent)
+    map: Map = plain_map
+    cpus: int = 1
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def open(self, stage: "Stage[A]") -> A:
+        """The finished artifact of an input stage, every byte checked."""
+        return stage.load(self.store.open(stage.kind, self.keys[stage.name]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC, Generic[A]):
+    """Fields that are stages are inputs; fields made with `knob` are execution; every other field is identity."""
+
+    VERSION: ClassVar[int] = 1
+    """Raise this when `run` starts to make something else from the same fields."""
+
+    label: str = knob("")
+    """Tells two stages of one kind apart on screen."""
+
+    @abstractmethod
+    def run(self, ctx: Context) -> None:
+        """Write the artifact's files under `ctx.out`."""
+
+    @abstractmethod
+    def load(self, path: Path) -> A:
+        """Open the artifact that `run` wrote."""
+
+    @property
+    def resources(self) -> Resources:
+        return Resources()
+
+    def sources(self) -> Mapping[str, str]:
+        """`{name: content digest}` of what is read from outside the store. Raises DataError where it cannot be read."""
+        return {}
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.lower()
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.label}" if self.label else self.kind
+
+    @property
+    def inputs(self) -> "dict[str, Stage[Any]]":
+        """`{field name: stage}` of every input."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Stage)}
+
+    def recipe(self, input_digests: Mapping[str, str]) -> dict[str, Any]:
+        """What the key is made of. An input enters by the digest of its bytes, so that equal bytes stop a rebuild."""
+        own = {
+            f.name: canonical(value)
+            for f in fields(self)
+            if in_key(f, self) and not isinstance(value := getattr(self, f.name), Stage)
+        }
+        return {
+            "stage": self.kind,
+            "version": self.VERSION,
+            **own,
+            "sources": dict(self.sources()),
+            "inputs": dict(input_digests),
+        }
+
+    def key(self, input_digests: Mapping[str, str]) -> str:
+        return fingerprint(self.recipe(input_digests))

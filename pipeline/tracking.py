@@ -1,0 +1,129 @@
+"""What a stage may say about itself: numbers by step, into a journal on disk that trackers mirror later.
+
+The journal is the record: one JSON object a line, appended and never rewritten. A stage that was killed and goes on
+from a checkpoint repeats some steps bit for bit; of two points with the same step the first one stands, so a restart
+never doubles a point and a mirror may send each line as soon as it is written.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+
+class Tracker(Protocol):
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Record values of this optimizer step. Never blocks on a network."""
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        """Say how far the stage is, for a person who waits. Not recorded."""
+
+
+class Silent:
+    """The tracker that keeps nothing."""
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        del values, step
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        del done, total, text
+
+
+@dataclass(frozen=True)
+class Point:
+    """One journal line: the metrics of one step, and when it was first recorded, in milliseconds since 1970."""
+
+    step: int
+    timestamp_ms: int
+    metrics: dict[str, float]
+
+
+class Journal:
+    """An append-only file of points."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
+        self._seen = {(p.step, name) for p in read_journal(path) for name in p.metrics}
+        self._file: IO[str] = path.open("a")
+
+    def append(self, values: Mapping[str, float], *, step: int) -> None:
+        """Record values that this step does not have yet. Flushed to the kernel: a killed process loses nothing."""
+        new = {name: float(value) for name, value in values.items() if (step, name) not in self._seen}
+        if not new:
+            return
+        self._seen.update((step, name) for name in new)
+        line = {"step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": new}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A kill in mid-write leaves a last line without its newline: cut it off, so that the next line stands alone."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def read_journal(path: Path) -> Iterator[Point]:
+    """The points of a journal, in the order they were written; a torn last line is passed over."""
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                record: dict[str, Any] = json.loads(line)
+                yield Point(record["step"], record["timestamp_ms"], record["metrics"])
+
+
+class Recorder:
+    """The tracker of a stage that runs: metrics into its journal, progress into a small file beside it.
+
+    Whoever wants to show progress reads the file; so the stage needs no connection to the person who waits.
+    """
+
+    MIN_SECONDS = 0.2
+    """Progress is written at most this often."""
+
+    def __init__(self, path: Path) -> None:
+        self._journal = Journal(path)
+        self._progress = progress_path(path)
+        self._next = 0.0
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        self._journal.append(values, step=step)
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        now = time.monotonic()
+        if now < self._next and done < total:
+            return
+        self._next = now + self.MIN_SECONDS
+        scratch = self._progress.with_suffix(".tmp")
+        scratch.write_text(json.dumps({"done": done, "total": total, "text": text, "time": time.time()}))
+        scratch.replace(self._progress)
+
+    def close(self) -> None:
+        self._journal.close()
+        self._progress.unlink(missing_ok=True)
+
+
+def progress_path(journal: Path) -> Path:
+    return journal.with_suffix(".progress")
+
+
+def read_progress(journal: Path) -> dict[str, Any] | None:
+    """`{"done", "total", "text", "time"}` of a stage that runs, or None."""
+    try:
+        return json.loads(progress_path(journal).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
