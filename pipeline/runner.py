@@ -132,10 +132,10 @@ def job_for(stage: Stage[Any], store: Store, done: Mapping[str, Built]) -> Job:
     return Job(stage, store, stage.key(digests), recipe, {name: built.key for name, built in done.items()})
 
 
-def submit_here(job: Job) -> "Future[Built]":
+def submit_here(job: Job, *, cpus: int = 1) -> "Future[Built]":
     """Run a job now, in this process."""
     future: Future[Built] = Future()
-    future.set_result(build_one(job))
+    future.set_result(build_one(job, cpus=cpus))
     return future
 
 
@@ -176,7 +176,15 @@ def _run(job: Job, map_: Map, cpus: int) -> None:
         with store.writing(stage.kind, job.key, meta) as out:
             stage.run(
                 Context(
-                    store=store, keys=job.keys, out=out, work=work, tracker=tracker, map=map_, cpus=cpus, notes=notes
+                    store=store,
+                    key=job.key,
+                    keys=job.keys,
+                    out=out,
+                    work=work,
+                    tracker=tracker,
+                    map=map_,
+                    cpus=cpus,
+                    notes=notes,
                 )
             )
             notes["seconds"] = round(time.monotonic() - start, 3)

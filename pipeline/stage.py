@@ -40,10 +40,11 @@ class Context:
 
     `out` becomes the artifact. `work` survives a kill and is deleted once the artifact is published. `notes` are kept
     in the manifest but not in the digest: put timings and machine facts there, never into a file of the artifact.
-    `keys` has the key of every finished stage, by stage name.
+    `key` is the stage's own; `keys` has the key of every finished stage, by stage name.
     """
 
     store: Store
+    key: str
     keys: Mapping[str, str]
     out: Path
     work: Path
@@ -85,7 +86,8 @@ class Stage(ABC, Generic[A]):
 
     @property
     def kind(self) -> str:
-        return type(self).__name__.lower()
+        """What is made, in one word: the folder of its artifacts, and its section of a config."""
+        return type(self).__name__.lower().removesuffix("stage")
 
     @property
     def name(self) -> str:

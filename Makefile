@@ -1,0 +1,34 @@
+# The two commands of the README, and the checks. Everything runs in .venv, which the first command makes.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKERS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: quickstart test lint check setup clean
+
+quickstart: $(READY)  ## raw text to a registered classifier, on the data in the repo
+	$(BIN)/gristmill run configs/quickstart.yaml
+
+test: $(READY) lint  ## set up, lint, and pass the suite
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo 2>&1 | tail -3 && $(BIN)/lint-imports > /dev/null
+	$(BIN)/basedpyright --level error
+
+setup: $(READY)
+
+# torch first and by itself, so that the build already chosen for this machine (CPU or CUDA) stays
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,58 @@
+"""What a config resolves to, where its values come from, and what its keys mean."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline.assemble import PipelineConfig
+from pipeline.config import flat, load, properties, schema
+from pipeline.errors import UsageError
+
+
+def show_config(path: Path, overrides: Sequence[str], *, origin: bool, as_json: bool) -> None:
+    loaded = load(PipelineConfig, path, overrides)
+    tree = json.loads(json.dumps(asdict(loaded.config)))
+    if as_json:
+        sys.stdout.write(json.dumps(tree) + "\n")
+    elif origin:
+        for key, value in flat(tree):
+            sys.stdout.write(f"{key} = {json.dumps(value)}  # {loaded.origins.get(key, 'default')}\n")
+    else:
+        YAML().dump(tree, sys.stdout)
+
+
+def explain_key(key: str) -> str:
+    """The type, default, range and meaning of a key, or of every key below it. Raises UsageError with the nearest names."""
+    rows = dict(_rows(schema(PipelineConfig), ()))
+    chosen = {name: node for name, node in rows.items() if not key or name == key or name.startswith(f"{key}.")}
+    if not chosen:
+        near = get_close_matches(key, rows, n=3, cutoff=0.4)
+        raise UsageError(f"{key}: no such key." + (f" Did you mean {', '.join(near)}?" if near else ""))
+    return "".join(_text(name, node) for name, node in chosen.items())
+
+
+def _rows(document: dict[str, Any], at: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, node in properties(document, at).items():
+        below = list(_rows(document, (*at, name)))
+        yield from below or [(".".join((*at, name)), node)]
+
+
+def _text(name: str, node: Mapping[str, Any]) -> str:
+    default = json.dumps(node["default"]) if "default" in node else "required"
+    return f"{name}: {_type(node)}, default {default}\n    {node.get('description', '').strip()}\n"
+
+
+def _type(node: Mapping[str, Any]) -> str:
+    if "anyOf" in node:
+        return " or ".join(_type(option) for option in node["anyOf"])
+    if "enum" in node:
+        return " | ".join(map(str, node["enum"]))
+    bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+    limits = [f"{sign} {node[bound]:g}" for bound, sign in bounds if bound in node]
+    return " ".join([str(node.get("const", node.get("type", "value"))), *([", ".join(limits)] if limits else [])])

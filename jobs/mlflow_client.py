@@ -1,0 +1,90 @@
+"""The one way MLflow is reached: quiet, quick to fail, and never two processes in a database that is not there yet."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from jobs.record import without_password
+from pipeline.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a request that is tried twice can make two runs
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+SQLITE = "sqlite:///"
+
+
+def default_uri(home: Path) -> str:
+    """Where a home keeps its own MLflow database."""
+    return f"{SQLITE}{home.resolve() / 'mlflow.db'}"
+
+
+def artifact_root(home: Path) -> Path:
+    """Where MLflow's artifacts of this home lie, unless a server keeps them."""
+    return home.resolve() / "mlartifacts"
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """One process of a home writes to MLflow at a time, so that two that look for a run never both make it."""
+    path = home / "locks" / "mlflow.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client. Imports MLflow, and creates a missing sqlite database: seconds each. Hold `alone` meanwhile."""
+    quiet()
+    from mlflow import MlflowClient
+
+    if uri.startswith(SQLITE):
+        _create(Path(uri.removeprefix(SQLITE)))
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def quiet() -> None:
+    """Our settings of MLflow, where the user has not set others. Call it before MLflow is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def _create(database: Path) -> None:
+    """Created aside and renamed: a kill in mid-creation would leave a database that MLflow refuses for good."""
+    if database.exists():
+        return
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    scratch = database.with_name(f".tmp-{database.name}")
+    scratch.unlink(missing_ok=True)
+    engine = create_sqlalchemy_engine(f"{SQLITE}{scratch}")
+    _initialize_tables(engine)
+    engine.dispose()
+    scratch.replace(database)
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Raise what MLflow, its database or the network raise in the block as one EnvironmentProblem."""
+    quiet()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        shown = without_password(uri).rstrip("/")
+        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(uri.rstrip("/"), shown)
+        raise EnvironmentProblem(f"MLflow at {shown}: {reason[:300]}") from error

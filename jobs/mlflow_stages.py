@@ -1,0 +1,80 @@
+"""What a finished stage shows in its run: summary numbers, datasets with digests, small files, models in and out."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Run
+
+from jobs.mlflow_models import find_model, mirror_model, model_ancestors
+from jobs.mlflow_runs import Book, child_for, end, log_metrics, numbers, send_points
+from jobs.record import StageRecord
+from pipeline.publish import MANIFEST, Manifest
+
+DIGEST_CHARACTERS = 36
+"""As long as MLflow lets a dataset's digest be."""
+
+
+def mirror_stage(book: Book, number: int, stage: StageRecord) -> None:
+    """Bring the run of one stage in line with what is on disk. A finished run is complete and left alone."""
+    child = child_for(book, number, stage)
+    if child is None or child.info.status == "FINISHED":
+        return
+    send_points(book, child, stage)
+    if stage.status in ("built", "reused"):
+        _show(book, child, stage)
+        end(book, child, "FINISHED", stage.finished_ms)
+    else:
+        end(book, child, "FAILED" if stage.status == "failed" else "RUNNING", stage.finished_ms)
+
+
+def _show(book: Book, child: Run, stage: StageRecord) -> None:
+    assert stage.key is not None, "a stage that is there has a key"
+    manifest = book.store.find(stage.kind, stage.key)
+    if manifest is None:  # deleted since; its numbers were in the journal
+        return
+    artifact = book.store.path(stage.kind, stage.key)
+    notes = manifest.meta.get("notes", {})
+    log_metrics(book.client, child.info.run_id, _summary(artifact, notes))
+    _link_datasets(book, child, notes)
+    _upload_files(book, child, artifact, notes)
+    _link_models(book, child, manifest)
+    if "model" in notes:
+        mirror_model(book, child, stage, manifest)
+
+
+def _summary(artifact: Path, notes: Mapping[str, Any]) -> list[Any]:
+    """Stamped with the time of publication, which never changes, so that sending them again makes no second point."""
+    published_ms = (artifact / MANIFEST).stat().st_mtime_ns // 1_000_000
+    return numbers({"seconds": notes.get("seconds"), **notes.get("metrics", {})}, published_ms)
+
+
+def _link_datasets(book: Book, child: Run, notes: Mapping[str, Any]) -> None:
+    inputs = [_dataset_input(**dataset) for dataset in notes.get("datasets", [])]
+    if inputs:
+        book.client.log_inputs(child.info.run_id, datasets=inputs)
+
+
+def _dataset_input(name: str, source: str, digest: str, context: str) -> DatasetInput:
+    scheme = urlsplit(source).scheme
+    is_web = scheme in ("http", "https")
+    where = {"url": source} if is_web else {"uri": source}
+    dataset = Dataset(name, digest[:DIGEST_CHARACTERS], "http" if is_web else scheme or "local", json.dumps(where))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+
+
+def _upload_files(book: Book, child: Run, artifact: Path, notes: Mapping[str, Any]) -> None:
+    for name in notes.get("files", []):
+        folder = Path(name).parent.as_posix()
+        book.client.log_artifact(child.info.run_id, str(artifact / name), None if folder == "." else folder)
+
+
+def _link_models(book: Book, child: Run, manifest: Manifest) -> None:
+    """The models this stage started from become inputs of its run."""
+    linked = {model.model_id for model in book.client.get_run(child.info.run_id).inputs.model_inputs}
+    found = [find_model(book, key) for key in model_ancestors(book.store, manifest)]
+    new = [LoggedModelInput(model.model_id) for model in found if model and model.model_id not in linked]
+    if new:
+        book.client.log_inputs(child.info.run_id, models=new)

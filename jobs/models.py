@@ -1,0 +1,111 @@
+"""Where a model's files are: an export folder, a `models:/` URI, or the name of a registered model."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from jobs.mlflow_client import alone, connect, reaching
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+PREFERRED_ALIASES = ("champion", "candidate")
+URI = re.compile(r"(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))?")
+
+
+def locate(model: str, home: Path, uri: str) -> Path:
+    """The folder with the Hugging Face files of a model: a folder as it is, without MLflow; else from the registry.
+
+    A bare name means its champion, else its candidate, else its newest version. Files that a server keeps are brought
+    to `home` once. Raises UsageError with the nearest names where there is no such model, EnvironmentProblem where the
+    registry cannot be reached.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise UsageError(f"{model}: no config.json, so this folder is no exported model")
+    wanted = URI.fullmatch(model.removeprefix("models:/"))
+    if wanted is None:
+        raise UsageError(f"{model!r} names no model: give a folder, NAME, models:/NAME@ALIAS or models:/NAME/VERSION")
+    with reaching(uri), alone(home):
+        client = connect(uri)
+        version = _find(client, **wanted.groupdict())
+        return _files(client, version, home)
+
+
+def _find(client: "MlflowClient", name: str, alias: str | None, version: str | None) -> "ModelVersion":
+    known = {registered.name: registered for registered in _registered(client)}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, cutoff=0.3) or sorted(known)[:5]
+        remedy = f"Nearest: {', '.join(near)}" if near else "Nothing is registered yet: gristmill run CONFIG does it"
+        raise UsageError(f"{name!r} is neither an export folder nor a registered model. {remedy}")
+    if alias:
+        return _by_alias(client, known[name], alias)
+    return _by_version(client, name, version) if version else _best(client, known[name])
+
+
+def _registered(client: "MlflowClient") -> "Iterator[RegisteredModel]":
+    page = client.search_registered_models()
+    yield from page
+    while page.token:
+        page = client.search_registered_models(page_token=page.token)
+        yield from page
+
+
+def _by_alias(client: "MlflowClient", model: "RegisteredModel", alias: str) -> "ModelVersion":
+    if alias not in model.aliases:
+        raise UsageError(f"{model.name} has no alias {alias!r}; it has: {', '.join(sorted(model.aliases)) or 'none'}")
+    return client.get_model_version_by_alias(model.name, alias)
+
+
+def _by_version(client: "MlflowClient", name: str, version: str) -> "ModelVersion":
+    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
+    if version not in versions:
+        raise UsageError(f"{name} has no version {version}; it has: {', '.join(sorted(versions, key=int))}")
+    return versions[version]
+
+
+def _best(client: "MlflowClient", model: "RegisteredModel") -> "ModelVersion":
+    for alias in PREFERRED_ALIASES:
+        if alias in model.aliases:
+            return _by_alias(client, model, alias)
+    versions = client.search_model_versions(f"name = '{model.name}'")
+    if not versions:
+        raise UsageError(f"{model.name} is registered but has no version yet")
+    return max(versions, key=lambda version: int(version.version))
+
+
+def _files(client: "MlflowClient", version: "ModelVersion", home: Path) -> Path:
+    location = client.get_model_version_download_uri(version.name, str(version.version))
+    root = _local(location) or _fetched(location, home / "models" / f"{version.name}-{version.version}", client)
+    found = sorted(root.glob("artifacts/*/config.json"))
+    if not found:
+        raise UsageError(f"models:/{version.name}/{version.version} at {root} holds no Hugging Face model")
+    return found[0].parent
+
+
+def _local(location: str) -> Path | None:
+    parts = urlsplit(location)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def _fetched(location: str, target: Path, client: "MlflowClient") -> Path:
+    """A copy of files that a server keeps; a folder of this name is always whole."""
+    if target.is_dir():
+        return target
+    import shutil
+    import tempfile
+
+    from mlflow.artifacts import download_artifacts
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        got = download_artifacts(location, dst_path=scratch, tracking_uri=client.tracking_uri)
+        shutil.move(got, target)
+    return target

@@ -1,0 +1,153 @@
+"""One run from a config to a result: assemble, open the record, launch, mirror, show."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from jobs.console import RunView
+from jobs.record import OpenRecord, open_record
+from jobs.track_mlflow import Mirror, Mirrored
+from pipeline.assemble import Graph, PipelineConfig, assemble
+from pipeline.config import flat, load
+from pipeline.errors import GristmillError
+from pipeline.identity import canonical, fingerprint
+from pipeline.runner import Built, Started, Submit, build, submit_here, topological
+from pipeline.store import Store
+
+MIRROR_SECONDS = 30.0
+"""How long the end of a run waits for the tracking server before it leaves the rest to `gristmill sync`."""
+
+
+def home() -> Path:
+    """Where everything is kept: GRISTMILL_HOME, or `runs` in the current directory."""
+    return Path(os.environ.get("GRISTMILL_HOME") or "runs")
+
+
+def tracking_uri(config: PipelineConfig | None = None) -> str:
+    """The configured MLflow URI, or the sqlite file under `home()`."""
+    chosen = (config.tracking.uri if config else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or f"sqlite:///{(home() / 'mlflow.db').resolve()}"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A config that has been read, and what follows from it."""
+
+    config: PipelineConfig
+    graph: Graph
+    store: Store
+
+
+def open_config(path: Path, overrides: Sequence[str]) -> Opened:
+    config = load(PipelineConfig, path, overrides).config
+    return Opened(config, assemble(config), Store(home()))
+
+
+def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) -> dict[str, Any]:
+    """Build everything a config asks for; the result is the run's JSON contract. Raises GristmillError."""
+    start = time.monotonic()
+    opened = open_config(path, overrides)
+    config, graph, store = opened.config, opened.graph, opened.store
+    uri = tracking_uri(config)
+    opening = open_record(
+        store.home,
+        config.name,
+        fingerprint(config),
+        stages=[(stage.name, stage.kind) for stage in topological(graph.targets)],
+        params=dict(flat(canonical(config))),
+        register_name=(config.register.name or config.name) if graph.export else None,
+        tracking_uri=uri,
+    )
+    with opening as record:
+        write_resolved(record.folder / "resolved.yaml", config)
+        mirror = Mirror(store.home, record.record.run, uri)
+        mirror.start()
+        with view, launcher(inline, store.home, config.cluster.cpus) as submit:
+            built = _build(graph, store, submit, record, view)
+        result = _result(graph, store, built)
+        record.finish("succeeded", result)
+        tracked = _tracked(mirror.finish(MIRROR_SECONDS), uri)
+        result |= tracked | {"wall_seconds": round(time.monotonic() - start, 2)}
+        record.finish("succeeded", result)
+        return result
+
+
+def write_resolved(path: Path, config: PipelineConfig) -> None:
+    """Keep a config with every default filled in: what a run really used."""
+    with path.open("w") as out:
+        YAML().dump(json.loads(json.dumps(asdict(config))), out)
+
+
+def _build(graph: Graph, store: Store, submit: Submit, record: OpenRecord, view: RunView) -> list[Built]:
+    built: list[Built] = []
+    for event in build(graph.targets, store, submit):
+        view.show(event)
+        if isinstance(event, Started):
+            record.started(event.stage.name, event.key)
+        else:
+            record.ended(event.stage.name, event.key, event.status, event.seconds)
+            built.append(event)
+    return built
+
+
+@contextmanager
+def launcher(inline: bool, where: Path, cpus: int) -> Iterator[Submit]:
+    """How stages are executed: as tasks of a local Ray, or one after the other in this process."""
+    slots = cpus or len(os.sched_getaffinity(0))
+    if inline:
+        yield lambda job: submit_here(job, cpus=slots)
+        return
+    from jobs.launch_ray import local_ray  # seconds of import, only when used
+
+    with local_ray(where, slots) as submit:
+        yield submit
+
+
+def _result(graph: Graph, store: Store, built: Sequence[Built]) -> dict[str, Any]:
+    by_name = {b.stage.name: b for b in built}
+    stages = [
+        {"name": b.stage.name, "key": b.key, "status": b.status, "seconds": round(b.seconds, 2)}
+        for b in (by_name[stage.name] for stage in topological(graph.targets))
+    ]
+    result: dict[str, Any] = {"status": "succeeded", "wall_seconds": 0.0, "stages": stages}
+    if graph.evaluate is None or graph.export is None:
+        return result
+    report_dir = store.path("evaluate", by_name["evaluate"].key)
+    export_dir = store.path("export", by_name["export"].key)
+    scores = graph.evaluate.load(report_dir).scores
+    wanted = ("accuracy", "accuracy_ci", "macro_f1", "ece", "baseline", "random_init")
+    return (
+        result
+        | {name: scores[name] for name in wanted}
+        | {
+            "export_dir": str(export_dir),
+            "report_dir": str(report_dir),
+        }
+    )
+
+
+def _tracked(mirrored: Mirrored | None, uri: str) -> dict[str, Any]:
+    return {
+        "model_uri": mirrored and mirrored.model_uri,
+        "mlflow_run_id": mirrored and mirrored.run_id,
+        "tracking_uri": uri,
+    }
+
+
+def cause(error: BaseException) -> BaseException:
+    """What a stage raised, out of the wrapping that a launcher put around it."""
+    inner = getattr(error, "cause", None)
+    return inner if isinstance(inner, GristmillError) else error
+
+
+def failed(error: BaseException, seconds: float) -> Mapping[str, Any]:
+    """The JSON of a run that did not end well."""
+    status = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+    return {"status": status, "wall_seconds": round(seconds, 2), "error": str(cause(error))}

@@ -1,0 +1,134 @@
+"""MLflow as a mirror of the local record: a function that brings it in line, and a thread that calls it during a run.
+
+Nothing a run needs is read from MLflow, so it may be slow, wrong or away; what it has missed is sent later.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.mlflow_client import alone, connect, reaching
+from jobs.mlflow_points import unsent
+from jobs.record import load
+from pipeline.errors import EnvironmentProblem
+
+log = logging.getLogger("gristmill")
+
+CLASSIC_VIEW = "workflowType=machine_learning"
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """Where a run is seen in MLflow. `url` is None where no server serves the store; `gristmill ui` starts one."""
+
+    run_id: str
+    experiment_id: str
+    model_uri: str | None = None
+    model_version: str | None = None
+    url: str | None = None
+
+
+def sync(home: Path, run: str, uri: str) -> Mirrored:
+    """Bring MLflow in line with the record of a run. May be called at any time, again and again, and killed in between.
+
+    Raises UsageError where there is no such run, EnvironmentProblem where MLflow cannot be reached or refuses.
+    """
+    load(home, run)
+    with reaching(uri), alone(home):
+        from jobs.mlflow_registry import register
+        from jobs.mlflow_runs import close, open_book
+        from jobs.mlflow_stages import mirror_stage
+
+        book = open_book(connect(uri), home, load(home, run))
+        for number, stage in enumerate(book.record.stages, 1):
+            mirror_stage(book, number, stage)
+        version = register(book)
+        close(book)
+    run_id, experiment_id = book.parent.info.run_id, book.experiment.experiment_id
+    return Mirrored(
+        run_id,
+        experiment_id,
+        f"models:/{version.name}/{version.version}" if version else None,
+        str(version.version) if version else None,
+        run_url(uri, experiment_id, run_id),
+    )
+
+
+def run_url(uri: str, experiment_id: str, run_id: str) -> str | None:
+    """The page of a run, where the tracking URI is a server's."""
+    if not uri.startswith(("http://", "https://")):
+        return None
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{CLASSIC_VIEW}"
+
+
+class Mirror:
+    """A background thread that keeps MLflow in line with a run. It never raises into the run or makes it wait."""
+
+    INTERVAL_SECONDS = 2.0
+    LONGEST_PAUSE_SECONDS = 60.0
+    REST_PER_WORK = 20
+    """It rests this many times as long as a sync took, so that it takes at most a twentieth of one core."""
+
+    def __init__(self, home: Path, run: str, uri: str) -> None:
+        self._home, self._run, self._uri = home, run, uri
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"mirror-{run}", daemon=True)
+        self._unreachable_since: str | None = None
+        self._failures = 0
+        self._final: Mirrored | None = None
+
+    def start(self) -> "Mirror":
+        self._thread.start()
+        return self
+
+    def finish(self, timeout_seconds: float) -> Mirrored | None:
+        """Sync once more and stop. None if that failed or took longer; `sync` can make up for it at any time."""
+        self._stop.set()
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            self._warn("it did not answer in time")
+        return self._final
+
+    def _work(self) -> None:
+        last = False
+        while not last:
+            last = self._stop.is_set()  # asked before the sync, which so sees all that was written before `finish`
+            began = time.monotonic()
+            mirrored = self._try()
+            if last:
+                self._final = mirrored
+            else:
+                self._stop.wait(self._pause(time.monotonic() - began))
+
+    def _pause(self, took_seconds: float) -> float:
+        rest = max(self.INTERVAL_SECONDS, self.REST_PER_WORK * took_seconds) * 2**self._failures
+        return min(rest, self.LONGEST_PAUSE_SECONDS)
+
+    def _try(self) -> Mirrored | None:
+        try:
+            mirrored = sync(self._home, self._run, self._uri)
+        except EnvironmentProblem as problem:
+            self._failures = min(self._failures + 1, 10)
+            self._warn(str(problem))
+            return None
+        if self._failures:
+            log.info("MLflow is reachable again; nothing was lost")
+        self._failures, self._unreachable_since = 0, None
+        return mirrored
+
+    def _warn(self, reason: str) -> None:
+        """Say it once for each time that MLflow is away."""
+        if self._unreachable_since is not None:
+            return
+        self._unreachable_since = time.strftime("%H:%M")
+        points = unsent(self._home, load(self._home, self._run))
+        log.warning(
+            "MLflow unreachable since %s; %s points kept in %s. Later: gristmill sync %s (%s)",
+            self._unreachable_since,
+            f"{points:,}",
+            self._home / "journal",
+            self._run,
+            reason,
+        )

@@ -1,0 +1,127 @@
+"""Models at work: label texts, continue prompts, and bring trackers up to date."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.run import home, tracking_uri
+from pipeline.errors import UsageError
+
+SHOWN_LABELS = 3
+
+
+def predict(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """`[{"text", "label", "probabilities": {label: p}}]`, a row a text, with a registered or exported classifier."""
+    lines = list(_texts(texts))
+    if not lines:
+        return []
+    from jobs.models import locate
+    from model.interchange import read_classifier
+    from pipeline.classify import probabilities, read_tokenizer
+    from pipeline.weights import LoadedClassifier
+
+    folder = locate(model, home(), tracking_uri())
+    classifier, names = read_classifier(folder)
+    labels = [names[i] for i in range(len(names))]
+    table = probabilities(LoadedClassifier(classifier, read_tokenizer(folder), labels), lines)
+    return [_prediction(text, labels, row) for text, row in zip(lines, table.tolist(), strict=True)]
+
+
+def _texts(texts: Sequence[str]) -> Sequence[str]:
+    if list(texts) == ["-"]:
+        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    return texts
+
+
+def _prediction(text: str, labels: Sequence[str], row: Sequence[float]) -> dict[str, Any]:
+    by_label = dict(zip(labels, row, strict=True))
+    return {"text": text, "label": max(by_label, key=lambda name: by_label[name]), "probabilities": by_label}
+
+
+def print_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a text: the label, how sure the model is, and the runners-up."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for row in rows:
+        ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])[:SHOWN_LABELS]
+        (label, p), *others = ranked
+        rest = ", ".join(f"{name} {q:.2f}" for name, q in others)
+        table.add_row(f"[bold]{label}[/]", f"{p:.2f}", f"[dim]{rest}[/]", row["text"])
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+def continue_prompts(
+    model: str,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+) -> list[dict[str, str]]:
+    """`[{"prompt", "text"}]`: what a language model writes after each prompt."""
+    from model.decoding import chain
+    from model.generate import generate
+    from pipeline.stages.tokenizer import EOS_ID, encode_documents
+
+    loaded = _language_model(model)
+    rules: dict[str, float] = {"greedy": 1} if temperature == 0 else {"temperature": temperature}
+    rules |= {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None and temperature}
+    ids = [document[:-1].tolist() for document in encode_documents(loaded.tokenizer, list(prompts))]
+    answers = generate(
+        loaded.model, ids, max_new_tokens=max_new_tokens, transforms=chain(rules), eos_id=EOS_ID, seed=seed
+    )
+    return [
+        {"prompt": prompt, "text": loaded.tokenizer.decode(answer)}
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def _language_model(model: str) -> Any:
+    """A pretrain artifact, a Llama folder, or the newest base model of the pipeline of that name."""
+    from model.interchange import read_causal_lm
+    from pipeline.classify import read_tokenizer
+    from pipeline.weights import CONFIG, LanguageModelFiles, LoadedLanguageModel
+
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = _base_of_pipeline(model)
+    if (folder / CONFIG).exists():
+        return LanguageModelFiles(folder).load()
+    return LoadedLanguageModel(read_causal_lm(folder), read_tokenizer(folder))
+
+
+def _base_of_pipeline(name: str) -> Path:
+    from jobs.record import list_records
+    from pipeline.store import Store
+
+    records = [record for record in list_records(home()) if record.name == name]
+    stages = [stage for record in records for stage in record.stages if stage.kind == "pretrain" and stage.key]
+    for stage in stages:
+        folder = Store(home()).path(stage.kind, str(stage.key))
+        if folder.is_dir():
+            return folder
+    known = ", ".join(sorted({record.name for record in list_records(home())}))
+    there = f"the pipelines there are {known}" if known else "nothing has been run there yet: gristmill run CONFIG"
+    raise UsageError(
+        f"{name!r} is no folder, and no pipeline of that name has a pretrained model in {home().resolve()}; {there}"
+    )
+
+
+def sync_runs(where: Path, run: str | None) -> list[dict[str, Any]]:
+    """Mirror one run, or every run, to the tracking server it was made with."""
+    from jobs.record import list_records
+    from jobs.track_mlflow import sync
+
+    records = [record for record in list_records(where) if run in (None, record.run)]
+    if run and not records:
+        raise UsageError(f"{run!r} is no run of {where.resolve()}")
+    rows = []
+    for record in records:
+        uri = record.tracking_uri or tracking_uri()
+        mirrored = sync(where, record.run, uri)
+        rows.append({"run": record.run, "tracking_uri": uri, "mlflow_run_id": mirrored.run_id})
+    return rows

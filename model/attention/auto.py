@@ -1,0 +1,34 @@
+"""Flash where it can run, PyTorch's own kernel everywhere else."""
+
+import importlib.util
+import logging
+from functools import cache
+
+import torch
+
+from model.attention import KeyValue, Query, kernel
+from model.masks import Pattern
+
+log = logging.getLogger(__name__)
+
+
+def attend(q: Query, k: KeyValue, v: KeyValue, pattern: Pattern) -> Query:
+    """Attention by the fastest kernel that takes these tensors; which one, and why, is logged once."""
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return kernel(_choice(q.device.type, half))(q, k, v, pattern)
+
+
+@cache
+def _choice(device_type: str, half: bool) -> str:
+    if device_type != "cuda":
+        return _say("sdpa", f"tensors are on {device_type}")
+    if not half:
+        return _say("sdpa", "tensors are not in half precision")
+    if importlib.util.find_spec("flash_attn") is None:
+        return _say("sdpa", "flash_attn is not installed; `pip install gristmill[flash]` adds it")
+    return _say("flash", "flash_attn is installed")
+
+
+def _say(name: str, reason: str) -> str:
+    log.info("attention=auto uses %s: %s", name, reason)
+    return name

@@ -1,0 +1,119 @@
+"""A pre-norm transformer without a head: tokens in, hidden states out; with causal=False it reads both ways."""
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+
+from model import attention, documents, rope
+from model.config import ModelConfig
+from model.dropout import drop
+from model.kv_cache import KVCache
+from model.masks import Pattern
+from model.mlp import SwiGLU
+from model.norm import RMSNorm
+from model.rope import Rotation
+
+Hidden = Float[Tensor, "batch seq d_model"]
+Keys = Int64[Tensor, " batch"]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (arXiv:2305.13245) with rotary positions."""
+
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, cfg.head_dim
+        self.attend = attention.kernel(cfg.attention)
+        self.q_proj = nn.Linear(cfg.d_model, cfg.n_heads * cfg.head_dim, bias=False)
+        self.k_proj = nn.Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim, bias=False)
+        self.v_proj = nn.Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim, bias=False)
+        self.o_proj = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.d_model, bias=False)
+
+    def forward(self, x: Hidden, rotation: Rotation, pattern: Pattern, cache: KVCache | None = None) -> Hidden:
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        return self.o_proj(self.attend(q, k, v, pattern).flatten(-2))
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each reading a normalised residual stream and adding to it."""
+
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.dropout = layer, cfg.dropout
+        self.attention_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.attention = Attention(cfg, layer)
+        self.mlp_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.mlp = SwiGLU(cfg.d_model, cfg.d_ff)
+
+    def forward(
+        self,
+        x: Hidden,
+        rotation: Rotation,
+        pattern: Pattern,
+        dropout_keys: Keys | None = None,
+        cache: KVCache | None = None,
+    ) -> Hidden:
+        site = 1 + 2 * self.layer  # 0 is the embedding's
+        attended = self.attention(self.attention_norm(x), rotation, pattern, cache)
+        x = x + drop(attended, self.dropout, dropout_keys, site)
+        return x + drop(self.mlp(self.mlp_norm(x)), self.dropout, dropout_keys, site + 1)
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+
+    def forward(
+        self,
+        tokens: Int64[Tensor, "batch seq"],
+        document_ids: Int[Tensor, "batch seq"] | None = None,
+        *,
+        dropout_keys: Keys | None = None,
+        cache: KVCache | None = None,
+    ) -> Hidden:
+        """Hidden states after the final norm. Nothing here waits for the device (the flash kernel does, once).
+
+        A token sees only its own document, whose positions count from 0; without `document_ids` a row is one document.
+        Without `dropout_keys` there is no dropout: the model has no train or eval mode. With a `cache`, `tokens`
+        follow those it holds. Raises ValueError for a cache that is full, or with causal=False.
+        """
+        pattern = self._pattern(tokens, document_ids, cache)
+        rotation = rope.rotation(_query_positions(pattern), self.cfg.head_dim, self.cfg.rope_theta)
+        x = drop(self.embed(tokens), self.cfg.dropout, dropout_keys, site=0)
+        for block in self.blocks:
+            x = block(x, rotation, pattern, dropout_keys, cache)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.norm(x)
+
+    def _pattern(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Pattern:
+        batch, seq = tokens.shape
+        if cache is not None:
+            if not self.cfg.causal:
+                raise ValueError("causal=False cannot use a cache: tokens to come would change the hidden states held")
+            cache.check_room(seq)
+            document_ids = cache.extend_ids(document_ids)
+        return Pattern(
+            batch=batch,
+            n_queries=seq,
+            n_keys=seq + (cache.length if cache is not None else 0),
+            device=tokens.device,
+            causal=self.cfg.causal,
+            sliding_window=self.cfg.sliding_window,
+            document_ids=document_ids,
+        )
+
+
+def _query_positions(pattern: Pattern) -> Int64[Tensor, "#batch n_queries"]:
+    if pattern.document_ids is None:
+        return torch.arange(pattern.offset, pattern.n_keys, device=pattern.device)[None]
+    return documents.positions(pattern.document_ids)[:, pattern.offset :]

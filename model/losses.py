@@ -1,0 +1,82 @@
+"""Cross-entropy of a linear head without its logits: computed in chunks of rows, each forgotten before the next."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from model.batch import IGNORE
+
+CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**22)
+"""Logits held at once: what a CPU's caches hold (16 MiB in float32), or enough rows to fill a GPU (256 MiB)."""
+
+Hidden = Float[Tensor, "rows d_model"]
+Weight = Float[Tensor, "vocab d_model"]
+Targets = Int64[Tensor, " rows"]
+Grads = tuple[Tensor, Tensor]
+
+
+def linear_cross_entropy(hidden: Hidden, weight: Weight, targets: Targets) -> Float32[Tensor, ""]:
+    """The sum over rows of -log softmax(hidden @ weight.T)[target], in nats; rows with target IGNORE add nothing.
+
+    Matrix products run in the autocast dtype where autocast is on, the rest in float32. When a gradient is wanted it
+    is computed here, chunk by chunk, since the logits are at hand (Liger Kernel, arXiv:2410.10989).
+    """
+    dtype = _matmul_dtype(hidden)
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        return _LinearCrossEntropy.apply(hidden, weight, targets, dtype)  # pyright: ignore[reportReturnType]
+    return _loss_and_grads(hidden, weight, targets, dtype, None)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        hidden, weight, targets, dtype = inputs
+        grads = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.promote_types(dtype, torch.float32))
+        total = _loss_and_grads(hidden, weight, targets, dtype, grads)
+        ctx.save_for_backward(grads[0], grads[1].to(weight.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Any
+    ) -> tuple[Tensor, Tensor, None, None]:
+        (grad,), (grad_hidden, grad_weight) = grads, ctx.saved_tensors
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad.to(grad_weight.dtype), None, None
+
+
+def _loss_and_grads(h: Tensor, w: Tensor, targets: Tensor, dtype: torch.dtype, grads: Grads | None) -> Tensor:
+    """The loss; with `grads`, also write the gradient of h into the first and add that of w to the second."""
+    chunk = max(1, CHUNK_LOGITS[h.device.type] // w.shape[0])
+    total = torch.zeros((), dtype=torch.float32, device=h.device)
+    h, w = h.to(dtype), w.to(dtype)
+    for start in range(0, h.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        losses, grad_logits = _rows(h[rows] @ w.T, targets[rows], grads is not None)
+        total += losses.sum()
+        if grads is not None and grad_logits is not None:
+            grads[0][rows] = grad_logits @ w
+            grads[1].add_(grad_logits.T @ h[rows])
+    return total
+
+
+def _rows(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Each row's loss in float32 (or wider) and, if wanted, the gradient of its logits in their dtype."""
+    dtype, counted = logits.dtype, targets != IGNORE
+    index = targets.where(counted, 0)[:, None]
+    log_softmax = logits.log_softmax(dim=1, dtype=torch.promote_types(dtype, torch.float32))
+    losses = -log_softmax.gather(1, index).squeeze(1) * counted
+    if not with_grad:
+        return losses, None
+    softmax = log_softmax.exp_()
+    softmax.scatter_add_(1, index, softmax.new_full((1, 1), -1.0).expand_as(index))
+    return losses, softmax.mul_(counted[:, None]).to(dtype)
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

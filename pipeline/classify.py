@@ -1,0 +1,79 @@
+"""Texts in, probabilities out: the one way a classifier is applied, in validation, evaluation and prediction."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from tokenizers import Tokenizer
+
+from model.heads import Classifier
+from pipeline.batches import fill_rows
+from pipeline.precision import autocast
+from pipeline.stages.tokenizer import encode_documents, load_tokenizer
+from pipeline.weights import LoadedClassifier
+
+TOKENS_PER_BATCH = 8192
+
+Probabilities = Float32[np.ndarray, "documents labels"]
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> list[np.ndarray]:
+    """Token ids of each text with its special tokens, cut to `seq_len` by dropping the end of the text, never the eos."""
+    return [_cut(ids, seq_len) for ids in encode_documents(tokenizer, list(texts))]
+
+
+def _cut(ids: np.ndarray, seq_len: int) -> np.ndarray:
+    return ids if len(ids) <= seq_len else np.concatenate([ids[: seq_len - 1], ids[-1:]])
+
+
+def probabilities(
+    loaded: LoadedClassifier,
+    texts: Sequence[str],
+    *,
+    precision: str = "fp32",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Probabilities:
+    """The probability of every label for every text, rows in the order of the texts."""
+    documents = tokenize(loaded.tokenizer, texts, loaded.model.cfg.seq_len)
+    return document_probabilities(loaded.model, documents, precision=precision, on_progress=on_progress)
+
+
+def document_probabilities(
+    model: Classifier,
+    documents: Sequence[np.ndarray],
+    *,
+    precision: str = "fp32",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Probabilities:
+    """As `probabilities`, for token ids. Batches hold documents of like length, so little is spent on padding."""
+    device = next(model.parameters()).device
+    out = np.empty((len(documents), model.head.n_labels), dtype=np.float32)
+    done = 0
+    with torch.inference_mode(), autocast(precision, device):
+        for group in _by_length([len(document) for document in documents]):
+            tokens, document_ids = fill_rows([[documents[i]] for i in group])
+            logits = model(torch.from_numpy(tokens).to(device), torch.from_numpy(document_ids).to(device))
+            out[group] = logits.float().softmax(-1).cpu().numpy()
+            done += len(group)
+            if on_progress:
+                on_progress(done, len(documents))
+    return out
+
+
+def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices in groups of about TOKENS_PER_BATCH tokens, longest documents first so that memory is at its peak at once."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if group and (len(group) + 1) * lengths[group[0]] > TOKENS_PER_BATCH:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder."""
+    return load_tokenizer(folder / "tokenizer.json")

@@ -1,0 +1,229 @@
+"""Config files: YAML 1.2 in, frozen dataclasses out, and every wrong value named with its file, line and column.
+
+Values come from, in rising order: defaults, the files named by `extends:`, the file, `--set`. Each knows its origin.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from pipeline.errors import UsageError
+
+C = TypeVar("C")
+Path_ = tuple[str | int, ...]
+
+MAX_VALUES = 10_000
+"""A config with more values than this is a mistake or an attack (aliases that multiply)."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written: `configs/demo.yaml:4:3` with the line itself, or `--set #2`."""
+
+    where: str
+    line: str = ""
+
+    def error(self, message: str) -> str:
+        number = self.where.rsplit(":", 2)[-2] if self.line else ""
+        return f"{self.where}  {message}" + (f"\n{number:>5} | {self.line}" if self.line else "")
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[C]):
+    """A typed config, and where each of its written values came from, by dotted key."""
+
+    config: C
+    origins: Mapping[str, str]
+
+
+def load(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> Loaded[C]:
+    """Read a config file into `cls`, a frozen dataclass. Raises UsageError that lists every problem found."""
+    tree, origins = _read_chain(path, ())
+    for number, text in enumerate(overrides, 1):
+        key, value = _override(text, number)
+        _set(tree, origins, key, value, Origin(f"--set #{number}"))
+    config = _typed(cls, tree, origins, Origin(str(path)))
+    return Loaded(config, {".".join(map(str, key)): origin.where for key, origin in origins.items()})
+
+
+def schema(cls: type[Any]) -> dict[str, Any]:
+    """The JSON Schema of a config, for editors. Descriptions are the docstrings under the fields."""
+    document = TypeAdapter(_model(cls)).json_schema()
+    root = document["$defs"].pop(cls.__name__)
+    root["properties"]["extends"] = {
+        "description": "Files to start from, relative to this one; a value here replaces theirs.",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": document["$defs"]}
+
+
+def _model(cls: type[Any]) -> Any:
+    """`cls` as a pydantic model: the model's settings reach every dataclass inside it."""
+    settings = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    return create_model("Config", __config__=settings, config=(cls, ...))
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Path_, Origin]]:
+    """One file laid over those that it extends."""
+    if path.resolve() in seen:
+        raise UsageError(f"{path}: extends itself through {' -> '.join(str(p) for p in seen)}")
+    document, lines = _parse(path)
+    own, own_origins = _plain(document, path, lines)
+    parents = own.pop("extends", [])
+    tree: dict[str, Any] = {}
+    origins: dict[Path_, Origin] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        base, base_origins = _read_chain(path.parent / parent, (*seen, path.resolve()))
+        _merge(tree, base)
+        origins |= base_origins
+    _merge(tree, own)
+    return tree, origins | own_origins
+
+
+def _parse(path: Path) -> tuple[CommentedMap, list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such config file (looked at {path.absolute()})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    try:
+        document = YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise UsageError(f"{path}{at}  not YAML: {error.problem}") from None
+    except (YAMLError, RecursionError) as error:
+        raise UsageError(f"{path}  not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(document, CommentedMap):
+        raise UsageError(f"{path}:1:1  a config is a mapping of sections such as `corpus:` and `model:`")
+    return document, text.splitlines()
+
+
+def _plain(document: CommentedMap, path: Path, lines: list[str]) -> tuple[dict[str, Any], dict[Path_, Origin]]:
+    """The document as plain dicts, lists and scalars, and the origin of every key."""
+    origins: dict[Path_, Origin] = {}
+    budget = iter(range(MAX_VALUES))
+
+    def walk(node: Any, at: Path_) -> Any:
+        if next(budget, None) is None:
+            raise UsageError(f"{path}: more than {MAX_VALUES} values; an alias that multiplies?")
+        if isinstance(node, TaggedScalar) or getattr(getattr(node, "tag", None), "value", None):
+            raise UsageError(f"{path}: {'.'.join(map(str, at))}: YAML tags such as {node.tag.value} are refused")
+        if isinstance(node, CommentedMap):
+            for key in node:
+                row, column = node.lc.key(key) if key in node.lc.data else (node.lc.line, node.lc.col)
+                origins[(*at, str(key))] = Origin(f"{path}:{row + 1}:{column + 1}", lines[row])
+            return {str(key): walk(value, (*at, str(key))) for key, value in node.items()}
+        if isinstance(node, list):
+            return [walk(item, (*at, i)) for i, item in enumerate(node)]
+        return _scalar(node)
+
+    return walk(document, ()), origins
+
+
+def _scalar(node: Any) -> Any:
+    """ruamel's round-trip numbers and strings as Python's own."""
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _override(text: str, number: int) -> tuple[Path_, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set #{number}  {text!r}: write it as --set section.key=value")
+    try:
+        parsed = YAML(typ="safe", pure=True).load(value)
+    except YAMLError as error:
+        raise UsageError(f"--set #{number}  {key}: {value!r} is not a YAML value: {error}") from None
+    return tuple(key.split(".")), parsed
+
+
+def _set(tree: dict[str, Any], origins: dict[Path_, Origin], key: Path_, value: Any, origin: Origin) -> None:
+    node: Any = tree
+    for depth, part in enumerate(key[:-1], 1):
+        if not isinstance(node.get(part), dict):
+            node[part] = {}
+            origins.setdefault(key[:depth], origin)
+        node = node[part]
+    node[key[-1]] = value
+    for stale in [known for known in origins if known[: len(key)] == key]:
+        del origins[stale]
+    origins[key] = origin
+
+
+def _typed(cls: type[C], tree: dict[str, Any], origins: Mapping[Path_, Origin], file: Origin) -> C:
+    try:
+        return _model(cls).model_validate({"config": tree}).config
+    except ValidationError as errors:
+        problems = dict.fromkeys(_explain(e, origins, file, schema(cls)) for e in errors.errors())
+        raise UsageError("\n".join(problems)) from None
+
+
+def _explain(error: ErrorDetails, origins: Mapping[Path_, Origin], file: Origin, document: dict[str, Any]) -> str:
+    at = tuple(error["loc"][1:])
+    origin = next((origins[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origins), file)
+    section = properties(document, at[:-1])
+    key = at if at and at[-1] in section or error["type"] == "unexpected_keyword_argument" else _written(at, origins)
+    return origin.error(f"{'.'.join(map(str, key)) or 'config'}{_message(error, at, sorted(section))}")
+
+
+def _written(at: Path_, origins: Mapping[Path_, Origin]) -> Path_:
+    """The part of an error's position that a person wrote: pydantic adds the names of the types it tried."""
+    return next((at[:n] for n in range(len(at), 0, -1) if at[:n] in origins), at)
+
+
+def _message(error: ErrorDetails, at: Path_, known: Sequence[str]) -> str:
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            near = get_close_matches(str(at[-1]), known, n=1)
+            return f": unknown key. Did you mean `{near[0]}`?" if near else f": unknown key. Keys: {', '.join(known)}."
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return ": required, and not given"
+        case "value_error":
+            return f": {error['ctx']['error']}"
+        case _:
+            return f"={error['input']!r}: {error['msg'].replace('Input should be', 'must be')}"
+
+
+def properties(document: dict[str, Any], at: Path_ = ()) -> dict[str, Any]:
+    """The properties of one section of a schema, by name; empty where there is no such section."""
+    node = document
+    for part in at:
+        node = _section(node.get("properties", {}).get(part, {}), document)
+    return node.get("properties", {})
+
+
+def _section(node: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    """The object that a property refers to, also among alternatives such as "or null"."""
+    for option in (node, *node.get("anyOf", ()), *node.get("allOf", ())):
+        if "$ref" in option:
+            return document["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+    return node
+
+
+def flat(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested mapping by its dotted key."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from flat(value, f"{at}.{key}".lstrip("."))
+    else:
+        yield at, tree

@@ -1,0 +1,149 @@
+"""Training engines, one module each: what turns batches into gradients and gradients into weights.
+
+Contract: a module here defines `ZERO_STAGES`, the stages it has, and `create(model, objective, ...) -> Engine` with the
+arguments of `create` below. All engines compute the same numbers up to rounding and give the same `TrainState`, so a
+run may change engine, ZeRO stage or number of workers at any checkpoint.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol, TypeVar
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor, nn
+
+from model import variants
+from model.batch import Batch, Loss
+from pipeline.errors import EnvironmentProblem, UsageError
+from pipeline.identity import knob
+from pipeline.optimizer import Moments, OptimizerConfig
+
+T = TypeVar("T")
+Objective = Callable[[nn.Module, Batch], Loss]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainState:
+    """All that training remembers, as whole float32 tensors on the CPU by parameter name, free of the world size."""
+
+    params: dict[str, Tensor]
+    """A parameter tied under two names stands here once."""
+    optimizer: Moments
+    """Empty before the first step."""
+    optimizer_step: int
+    """Steps that changed the weights: what AdamW's bias correction counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How an engine lays training out on the machine. None of it changes what is trained."""
+
+    device: Literal["auto", "cpu", "cuda"] = knob("auto")
+    """Where to train; auto is the GPU if there is one."""
+    zero_stage: Annotated[int, Ge(0), Le(3)] = knob(0)
+    """ZeRO (arXiv:1910.02054): 1 shares out optimizer state, 2 gradients too, 3 weights too. DeepSpeed only."""
+
+
+class Engine(Protocol):
+    """One rank of a training run. Every rank makes the same calls in the same order, or all wait for ever."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def accumulate(self, batch: Batch, denominator: float) -> Tensor:
+        """Add the gradient of this batch's loss sum over `denominator`, the count of targets of the whole step.
+
+        The whole step means all its micro batches on all ranks. Returns the loss sum of this batch on this rank,
+        float32 and 0-dim, detached and still on the device.
+        """
+        ...
+
+    def step(self, lr_scale: float) -> Tensor:
+        """Clip the gradients by their global norm, update the weights at `lr_scale` of their peak rates, start anew.
+
+        Returns the norm before clipping, float32 and 0-dim, still on the device: nothing here waits for it. A step
+        whose norm is not finite leaves the weights as they are.
+        """
+        ...
+
+    def forward(self, function: Callable[[nn.Module], T]) -> T:
+        """`function(model)` in the engine's precision, with no gradient; what it reads must be on `device`."""
+        ...
+
+    def state(self) -> TrainState:
+        """A copy of what training remembers, the same on every rank. Call it between steps."""
+        ...
+
+    def restore(self, state: TrainState) -> None:
+        """Go on from `state`, whichever engine gave it. Raises UsageError if it is of another model."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds outside its own tensors."""
+        ...
+
+
+def create(
+    name: str,
+    model: nn.Module,
+    objective: Objective,
+    *,
+    optimizer: OptimizerConfig,
+    precision: str,
+    grad_clip: float,
+    settings: EngineSettings,
+    n_layers: int,
+) -> Engine:
+    """The engine called `name`, which takes `model` over and may move it to its device.
+
+    `grad_clip` is the largest global gradient norm, 0 for no limit. Raises ValueError for a name that no module here
+    has, UsageError for settings that do not fit, EnvironmentProblem for a package or device that is missing.
+    """
+    module = variants.load("pipeline.engine", name)
+    if settings.zero_stage not in module.ZERO_STAGES:
+        choices = ", ".join(map(str, module.ZERO_STAGES))
+        raise UsageError(f"zero_stage={settings.zero_stage} must be one of {choices} with engine={name}")
+    engine: Engine = module.create(
+        model,
+        objective,
+        optimizer=optimizer,
+        precision=precision,
+        grad_clip=grad_clip,
+        settings=settings,
+        n_layers=n_layers,
+    )
+    return engine
+
+
+def names() -> list[str]:
+    """The engines there are."""
+    return variants.names("pipeline.engine")
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of this process; on GPU machines the one that its launcher gave it through LOCAL_RANK.
+
+    Raises EnvironmentProblem for a GPU that is not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            "device=cuda, but torch sees no GPU here; install its CUDA build or set device to auto"
+        )
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def check_same_model(params: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Raise UsageError, naming the first difference, unless `params` has exactly the names and shapes of `shapes`."""
+    for name in sorted(params.keys() | shapes.keys()):
+        saved = tuple(params[name].shape) if name in params else "absent"
+        wanted = tuple(shapes[name]) if name in shapes else "absent"
+        if saved != wanted:
+            raise UsageError(
+                f"{name}: {saved} in the checkpoint, {wanted} in the model; "
+                "it was written for another model, so start in an empty run folder or restore the model's config"
+            )

@@ -1,0 +1,245 @@
+"""The DeepSpeed engine: the plain engine's numbers, with optimizer state, gradients and weights shared out over ranks.
+
+The model stays float32 to DeepSpeed and autocast is ours, inside its forward pass, so gradients are added up and
+reduced in float32 at every ZeRO stage. Accumulation is ours too: DeepSpeed neither counts nor rescales micro batches.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.functional import pad
+
+from model.batch import Batch
+from pipeline import optimizer as optimizers
+from pipeline.engine import EngineSettings, Objective, TrainState, check_same_model, pick_device
+from pipeline.engine.plain import clip, restore_whole, whole_state
+from pipeline.errors import EnvironmentProblem, UsageError
+from pipeline.optimizer import OptimizerConfig
+from pipeline.precision import Precision, autocast, resolve
+
+T = TypeVar("T")
+
+ZERO_STAGES = (0, 1, 2, 3)
+TIMEOUT = timedelta(seconds=120)
+"""How long a rank waits for the others before it gives up."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Runner(nn.Module):
+    """The module that DeepSpeed wraps: any work on the model, so that every forward pass goes through its hooks."""
+
+    def __init__(self, model: nn.Module, precision: Precision, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self._precision: Precision = precision
+        self._device = device
+
+    def forward(self, work: Callable[[nn.Module], T]) -> T:
+        with autocast(self._precision, self._device):
+            return work(self.model)
+
+
+class Replicated:
+    """Stage 0: every rank has all of the state, so the plain engine's ways do."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, grad_clip: float) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._norm = torch.zeros(())
+
+        def before_update(*_: object) -> None:
+            self._norm = clip(model, optimizer, grad_clip)
+
+        optimizer.register_step_pre_hook(before_update)  # between DeepSpeed's reduction and the update
+
+    def norm(self) -> Tensor:
+        return self._norm
+
+    def state(self) -> TrainState:
+        return whole_state(self._model, self._optimizer)
+
+    def restore(self, state: TrainState) -> None:
+        restore_whole(self._model, self._optimizer, state)
+
+
+class Sharded:
+    """Stages 1 to 3: every rank has a part of the flattened optimizer state; at stage 3, of the weights as well."""
+
+    def __init__(self, library: ModuleType, engine: Any, model: nn.Module) -> None:
+        self._library, self._engine = library, engine
+        self._zero, self._base = engine.optimizer, engine.basic_optimizer
+        self._params = dict(model.named_parameters())
+        self._shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in self._params.items()}
+
+    def norm(self) -> Tensor:
+        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self._engine.device)
+
+    def state(self) -> TrainState:
+        steps = optimizers.steps_taken(self._base)
+        params = {name: self._whole(p) for name, p in self._params.items()}
+        trained = {name: p for name, p in self._params.items() if p.requires_grad} if steps else {}
+        self._link_moments()
+        return TrainState(params, {name: self._moments(p) for name, p in trained.items()}, steps)
+
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        with self._library.zero.GatheredParameters([parameter]):
+            return optimizers.cpu_copy(parameter)
+
+    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        get = self._library.utils.safe_get_full_optimizer_state
+        return {key: optimizers.cpu_copy(get(parameter, key)) for key in MOMENTS}
+
+    @torch.no_grad()
+    def restore(self, state: TrainState) -> None:
+        check_same_model(state.params, self._shapes)
+        for name, p in self._params.items():
+            with self._library.zero.GatheredParameters([p], modifier_rank=0):
+                p.copy_(state.params[name])
+        self._zero.refresh_fp32_params()
+        self._make_moments(state.optimizer_step)
+        for name, p in self._params.items():
+            if p.requires_grad and name in state.optimizer:
+                self._set_moments(p, state.optimizer[name])
+
+    def _make_moments(self, steps: int) -> None:
+        """Give the optimizer the state that it would otherwise make in its first step."""
+        if self._engine.zero_optimization_stage() == 3:
+            flats = self._zero.fp32_partitioned_groups_flat
+        else:
+            flats = self._zero.single_partition_of_fp32_groups
+        for flat in flats:
+            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._base.state[flat] = {"step": torch.tensor(float(steps), device=flat.device), **zeros}
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Give each parameter its view of the flat state; DeepSpeed does so too early for all groups but the first."""
+        if hasattr(self._zero, "_lazy_init_hp_params_optimizer_state"):
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _set_moments(self, parameter: nn.Parameter, moments: Mapping[str, Tensor]) -> None:
+        for key in MOMENTS:
+            if hasattr(parameter, "ds_tensor"):  # safe_set_full_ needs a size that the ranks divide
+                part = _own_part(moments[key], parameter.ds_tensor.numel())
+                self._library.utils.safe_set_local_optimizer_state(parameter, part, key)
+            else:
+                self._library.utils.safe_set_full_optimizer_state(parameter, moments[key], key)
+
+
+def _own_part(whole: Tensor, size: int) -> Tensor:
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    return pad(whole.flatten(), (0, size * world_size - whole.numel()))[rank * size :][:size]
+
+
+class DeepSpeed:
+    """`pipeline.engine.Engine` on as many ranks as torch.distributed or the launcher's environment has."""
+
+    def __init__(self, engine: Any, store: Replicated | Sharded, objective: Objective, device: torch.device) -> None:
+        self.rank = distributed.get_rank()
+        self.world_size = distributed.get_world_size()
+        self.device = device
+        self._engine, self._store, self._objective = engine, store, objective
+
+    def accumulate(self, batch: Batch, denominator: float) -> Tensor:
+        batch = batch.to(self.device)
+        total: Tensor = self._engine(lambda model: self._objective(model, batch).sum)
+        # DeepSpeed takes the mean over ranks; the gradient wanted is the sum
+        self._engine.backward(total / denominator * self.world_size, scale_wrt_gas=False)
+        return total.detach()
+
+    def step(self, lr_scale: float) -> Tensor:
+        optimizers.scale_lr(self._engine.basic_optimizer, lr_scale)
+        self._engine.step()
+        return self._store.norm()
+
+    @torch.no_grad()
+    def forward(self, function: Callable[[nn.Module], T]) -> T:
+        results = list[T]()
+        # passed around DeepSpeed, whose hooks know tensors and plain containers only
+        self._engine(lambda model: results.append(function(model)))
+        return results[0]
+
+    def state(self) -> TrainState:
+        return self._store.state()
+
+    def restore(self, state: TrainState) -> None:
+        self._store.restore(state)
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def create(
+    model: nn.Module,
+    objective: Objective,
+    *,
+    optimizer: OptimizerConfig,
+    precision: str,
+    grad_clip: float,
+    settings: EngineSettings,
+    n_layers: int,
+) -> DeepSpeed:
+    """See `pipeline.engine.create`."""
+    stage = settings.zero_stage
+    if optimizer.name == "muon" and stage:
+        raise UsageError(
+            f"optimizer=muon needs whole matrices, but zero_stage={stage} flattens and cuts them; "
+            "set zero_stage to 0 or optimizer to adamw"
+        )
+    device = pick_device(settings.device)
+    library = _library(device)
+    _join_group(device)
+    base = optimizers.build(model.to(device).named_parameters(), optimizer, n_layers)
+    runner = Runner(model, resolve(precision, device), device)
+    config = _config(stage, grad_clip)
+    engine = library.initialize(model=runner, optimizer=base, config=config, dist_init_required=False)[0]
+    store = Sharded(library, engine, model) if stage else Replicated(model, base, grad_clip)
+    return DeepSpeed(engine, store, objective, device)
+
+
+def _library(device: torch.device) -> ModuleType:
+    """DeepSpeed, imported so that it neither looks for a GPU that is not used nor compiles anything."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    try:
+        import deepspeed
+    except ImportError as missing:
+        raise EnvironmentProblem(
+            "engine=deepspeed needs a package that is not installed: pip install 'gristmill[deepspeed]', "
+            "or set engine to plain"
+        ) from missing
+    deepspeed.ops.__compatible_ops__ = {}  # else it probes the compiler and builds an op that training never uses, 80 s
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [], True  # its own handler writes to stdout
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # DeepSpeed's to heed
+    return deepspeed
+
+
+def _join_group(device: torch.device) -> None:
+    """Make the process group from the launcher's environment unless there is one; without a launcher, one of one."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    if distributed.is_initialized():
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        distributed.init_process_group(backend, timeout=TIMEOUT)
+    else:
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+
+
+def _config(stage: int, grad_clip: float) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # unused, but it insists on one
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": grad_clip if stage else 0.0,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "timers": {"throughput": {"enabled": False}},
+    }

@@ -1,0 +1,95 @@
+"""The README.md of an export: what the classifier does, how well, beside what, and when not to trust it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+
+from pipeline.report import headline_rows, verdicts
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+MARKUP = re.compile(r"([^\w\s])", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the card says of the model itself. `data_digest` is that of the labelled text; `checked` counts texts."""
+
+    parameters: int
+    seq_len: int
+    language: str | None
+    license: str | None
+    data_digest: str
+    checked: int
+    tolerance: float
+
+
+def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
+    """Markdown with YAML front matter. `scores` is what an evaluation's scores.json holds."""
+    return _template().render(
+        metadata=_metadata(scores, facts),
+        scores=scores,
+        rows=headline_rows(scores),
+        verdicts=verdicts(scores),
+        weakest=min(scores["per_class"], key=lambda row: (row["f1"], row["name"])),
+        behind_baseline=bool(scores["baseline"]) and scores["baseline"]["lead"] < 0,
+        parameters=facts.parameters,
+        seq_len=facts.seq_len,
+        checked=facts.checked,
+        tolerance=f"{facts.tolerance:g}",
+    )
+
+
+def _metadata(scores: Mapping[str, Any], facts: ModelFacts) -> str:
+    """The front matter, in the hub's own form."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    names = {"accuracy": ("accuracy", "accuracy"), "f1": ("macro_f1", "macro F1")}
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type="labelled-text",
+            dataset_name="test split of the labelled text",
+            dataset_split="test",
+            dataset_revision=facts.data_digest,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=scores[field],
+        )
+        for kind, (field, name) in names.items()
+    ]
+    card = ModelCardData(
+        language=facts.language,
+        license=facts.license,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["gristmill"],
+        model_name=f"text classifier, {len(scores['per_class'])} classes",
+        eval_results=results,
+    )
+    return card.to_yaml().strip()
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is: on one line, all punctuation escaped."""
+    return MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=False,  # noqa: S701 -- Markdown, not HTML: `plain` escapes what the data brings in
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["plain"] = _plain
+    environment.filters["ratio"] = "{:.3f}".format
+    environment.filters["count"] = "{:,}".format
+    environment.filters["interval"] = lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}"
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

@@ -1,0 +1,178 @@
+"""Which parameter is trained how: AdamW for all, or Muon for the matrices of the blocks; and its state, by name."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+Moments = dict[str, dict[str, Tensor]]
+"""`{parameter name: {"exp_avg": ..., ...}}`, each shaped like its parameter."""
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_EMBEDDING = re.compile(r"(?:^|\.)embed\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How weights follow gradients. Learning rates are the peak ones; the schedule scales them."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW (arXiv:1711.05101) for all, or Muon (arXiv:2502.16982) for the blocks' matrices and AdamW for the rest."""
+    lr: Annotated[float, Gt(0)] = 1e-3
+    """AdamW's learning rate."""
+    muon_lr: Annotated[float, Gt(0)] | None = None
+    """Muon's learning rate; null is `lr`, which suits because Muon's updates are scaled to the size of AdamW's."""
+    weight_decay: Annotated[float, Ge(0)] = 0.1
+    """Decoupled decay of the blocks' matrices, times the learning rate. Embeddings, norms, biases, heads: none."""
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """AdamW's memory of the gradient."""
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
+    """AdamW's memory of the squared gradient."""
+    eps: Annotated[float, Gt(0)] = 1e-8
+    """Added to AdamW's denominator."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
+    """Muon's memory of the gradient."""
+    layer_lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    """A layer's learning rate over that of the layer above it; below 1 for fine-tuning (arXiv:1801.06146)."""
+
+
+class _Recipe(NamedTuple):
+    kind: Literal["adamw", "muon"]
+    lr: float
+    weight_decay: float
+
+
+def build(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, n_layers: int) -> Optimizer:
+    """One torch optimizer over all trainable parameters; a parameter tied under two names counts once, by its first.
+
+    Every group has "param_names" and "initial_lr", its peak learning rate.
+    """
+    groups: dict[_Recipe, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in _trainable(named_parameters):
+        groups.setdefault(_recipe(name, parameter, config, n_layers), []).append((name, parameter))
+    parts = [_part(kind, groups, config) for kind in ("adamw", "muon") if any(r.kind == kind for r in groups)]
+    optimizer = parts[0] if len(parts) == 1 else Joint(parts)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _trainable(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, nn.Parameter]]:
+    seen: set[nn.Parameter] = set()
+    for name, parameter in named_parameters:
+        if parameter.requires_grad and parameter not in seen:
+            seen.add(parameter)
+            yield name, parameter
+
+
+def _recipe(name: str, parameter: nn.Parameter, config: OptimizerConfig, n_layers: int) -> _Recipe:
+    block = _BLOCK.search(name)
+    below_top = n_layers - int(block[1]) if block else (n_layers + 1 if _EMBEDDING.search(name) else 0)
+    scale = config.layer_lr_decay**below_top
+    if not block or parameter.ndim < 2:
+        return _Recipe("adamw", config.lr * scale, 0.0)
+    if config.name == "muon" and parameter.ndim == 2:
+        return _Recipe("muon", (config.muon_lr or config.lr) * scale, config.weight_decay)
+    return _Recipe("adamw", config.lr * scale, config.weight_decay)
+
+
+def _part(
+    kind: str, groups: Mapping[_Recipe, list[tuple[str, nn.Parameter]]], config: OptimizerConfig
+) -> "AdamW | GuardedMuon":
+    own: list[dict[str, Any]] = [
+        {"params": members, "lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        for recipe, members in groups.items()
+        if recipe.kind == kind
+    ]
+    if kind == "muon":
+        return GuardedMuon(own, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
+    return AdamW(own, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+class GuardedMuon(Muon):
+    """torch's Muon, with the `found_inf` switch that torch's fused AdamW has."""
+
+    found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        if self.found_inf is None:
+            super().step(closure)
+            return
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        before = [p.clone() for p in parameters]
+        bad = self.found_inf.bool()
+        for p in parameters:  # so that the momentum stays finite
+            p.grad = p.grad.masked_fill(bad, 0)
+        super().step(closure)
+        for p, old in zip(parameters, before, strict=True):
+            torch.where(bad, old, p, out=p)
+
+
+class Joint(Optimizer):
+    """Several optimizers behind the face of one: they share its groups and its state."""
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], defaults={})
+        self.parts = parts
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:
+        for part in self.parts:
+            part.found_inf = self.found_inf
+            part.step(closure)
+
+
+def scale_lr(optimizer: Optimizer, scale: float) -> None:
+    """Set the learning rate of every group to `scale` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * scale
+
+
+def hold_if(optimizer: Optimizer, bad: Tensor) -> None:
+    """Make the next steps leave the weights as they are if `bad`, a 0-dim bool that the host need not know."""
+    optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]  # torch.amp's protocol
+
+
+def moments(optimizer: Optimizer) -> Moments:
+    """A copy on the CPU of what the optimizer remembers; {} before the first step."""
+    return {
+        name: {key: cpu_copy(value) for key, value in optimizer.state[parameter].items() if key != "step"}
+        for name, parameter in _named(optimizer)
+        if parameter in optimizer.state
+    }
+
+
+def steps_taken(optimizer: Optimizer) -> int:
+    """How many steps AdamW's bias correction has counted. Waits for the device."""
+    return max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
+
+
+def restore(optimizer: Optimizer, saved: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
+    """Put back what `moments` and `steps_taken` gave. A parameter that `saved` lacks starts afresh."""
+    optimizer.state.clear()
+    for name, parameter in _named(optimizer):
+        if name not in saved:
+            continue
+        state = {key: value.to(parameter.device, copy=True) for key, value in saved[name].items()}
+        if "exp_avg" in state:
+            state["step"] = torch.tensor(float(steps), device=parameter.device)
+        optimizer.state[parameter] = state
+
+
+def cpu_copy(tensor: Tensor) -> Tensor:
+    """The tensor's values in contiguous memory of their own on the CPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _named(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)

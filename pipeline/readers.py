@@ -1,0 +1,231 @@
+"""Rows out of text, JSON lines, CSV, parquet and saved datasets, one at a time; errors name the file and the line."""
+
+import csv
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import DataError
+from pipeline.sources import SAVED_DATASET, Source
+from pipeline.streams import open_bytes, readable
+from pipeline.text import decode, refuse_binary
+
+MAX_LINE_BYTES = 32 << 20
+"""A longer line of JSON or CSV is refused, since it must be in memory whole."""
+MAX_PIECE_BYTES = 4 << 20
+"""A longer line or file of plain text comes as several rows."""
+BATCH_ROWS = 256
+_BOM = b"\xef\xbb\xbf"
+_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+
+
+class Row(NamedTuple):
+    """The wanted values of one record, and the line (or the row of a table) that it starts on, counted from 1."""
+
+    line: int
+    values: tuple[Any, ...]
+
+
+def _ignore(count: int) -> None:
+    del count
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read. `counts` gathers what was met: `repaired` (invalid UTF-8), `cut` (too long for one row)."""
+
+    repair: bool = False
+    whole_files: bool = False
+    on_read: Callable[[int], None] = _ignore
+    counts: "Counter[str]" = field(default_factory=Counter)
+
+
+def read_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
+    """The rows of a source in order, values in the order of `columns`; plain text has one value. Raises DataError."""
+    if source.kind == SAVED_DATASET:
+        return _saved_rows(source, columns, how)
+    return _READERS[source.kind](source, columns, how)
+
+
+def _text_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
+    if len(columns) > 1:
+        needed = ", ".join(columns)
+        raise DataError(f"{source.path}: plain text has no columns, but {needed} are needed. Give jsonl or csv")
+    with open_bytes(source, how.on_read) as stream:
+        for line, data in _pieces(stream, how):
+            text = decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
+            yield Row(line, (text if how.whole_files else text.rstrip("\r\n"),))
+
+
+def _pieces(stream: IO[bytes], how: Reading) -> Iterator[tuple[int, bytes]]:
+    read = stream.read if how.whole_files else stream.readline
+    line, rest = 1, b""
+    while data := rest + read(MAX_PIECE_BYTES - len(rest)):
+        data = data.removeprefix(_BOM) if line == 1 and not rest else data
+        whole = len(data) < MAX_PIECE_BYTES - len(_BOM) or (not how.whole_files and data.endswith(b"\n"))
+        stop = len(data) if whole else _last_break(data)
+        how.counts["cut"] += not whole
+        yield line, data[:stop]
+        line, rest = line + data.count(b"\n", 0, stop), data[stop:]
+
+
+def _last_break(data: bytes) -> int:
+    """Where to cut bytes that go on: after a space in the second half, or else before the last character."""
+    space = max(data.rfind(b" "), data.rfind(b"\n")) + 1
+    if space > len(data) // 2:
+        return space
+    starts = (i for i in range(len(data) - 1, len(data) - 5, -1) if data[i] & 0xC0 != 0x80)
+    return next(starts, len(data))
+
+
+def _lines(stream: IO[bytes], source: Source, how: Reading) -> Iterator[tuple[int, str]]:
+    line = 0
+    while data := stream.readline(MAX_LINE_BYTES):
+        line += 1
+        if len(data) == MAX_LINE_BYTES:
+            size = f"{MAX_LINE_BYTES >> 20} MiB"
+            raise DataError(f"{source.path}:{line}: a line of {size} or more. Break it into records")
+        data = data.removeprefix(_BOM) if line == 1 else data
+        yield line, decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
+
+
+def _json_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
+    with open_bytes(source, how.on_read) as stream:
+        for line, text in _lines(stream, source, how):
+            if text.strip():
+                yield Row(line, _json_values(text, columns, f"{source.path}:{line}"))
+
+
+def _json_values(text: str, columns: Sequence[str], where: str) -> tuple[Any, ...]:
+    try:
+        record = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{where}:{error.colno}: not valid JSON: {error.msg}. Give one JSON object a line") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a JSON {type(record).__name__}. Give one JSON object a line")
+    _check_columns(where, list(record), columns)
+    return tuple(record[name] for name in columns)
+
+
+def _check_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+    for name in columns:
+        if name not in present:
+            names = ", ".join(map(repr, present)) or "none"
+            raise DataError(f"{where}: no column {name!r}. There are: {names}. Name one of them")
+        if present.count(name) > 1:
+            raise DataError(f"{where}: more than one column is called {name!r}. Rename all but one")
+
+
+def _csv_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with open_bytes(source, how.on_read) as stream:
+        texts = (text for _, text in _lines(stream, source, how))
+        records = _csv_records(csv.reader(texts, delimiter="\t" if source.kind == ".tsv" else ",", strict=True), source)
+        line, header = next(records, (1, []))
+        if not header:
+            return
+        _check_columns(f"{source.path}:{line}", header, columns)
+        places = [header.index(name) for name in columns]
+        for line, record in records:
+            if len(record) != len(header):
+                fields = f"{len(record)} fields, but the header has {len(header)}"
+                raise DataError(f"{source.path}:{line}: {fields}. Put texts with commas in quotes")
+            yield Row(line, tuple(record[place] for place in places))
+
+
+def _csv_records(reader: Any, source: Source) -> Iterator[tuple[int, list[str]]]:
+    """Records that are not blank, with the line each starts on: a quoted field may hold line ends."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{source.path}:{line}: not valid CSV: {error}. Check the quotes of this record") from error
+        if record is None:
+            return
+        if record:
+            yield line, record
+
+
+def _parquet_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
+    with readable(source.path), _seekable(source) as place, pq.ParquetFile(place, pre_buffer=False) as file:
+        _check_columns(str(source.path), file.schema_arrow.names, columns)
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
+        yield from _table_rows(batches, source, columns, how, source.n_bytes / max(1, file.metadata.num_rows))
+
+
+@contextmanager
+def _seekable(source: Source) -> Iterator[Any]:
+    """Parquet is read from its end, so a compressed one is unpacked first, on disk."""
+    if not source.compression:
+        yield source.path
+        return
+    with open_bytes(source, _ignore) as packed, tempfile.TemporaryFile() as spool:
+        shutil.copyfileobj(packed, spool)
+        yield spool
+
+
+def _saved_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
+    from datasets import Dataset  # two seconds to import, and seldom needed
+
+    with readable(source.path):
+        try:
+            dataset = Dataset.load_from_disk(str(source.path))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{source.path}: not a dataset that save_to_disk wrote: {error}. Save it again") from error
+        _check_columns(str(source.path), dataset.column_names, columns)
+        tables = dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=BATCH_ROWS)
+        yield from _table_rows(tables, source, columns, how, source.n_bytes / max(1, len(dataset)))
+
+
+def _table_rows(
+    batches: Iterator[Any], source: Source, columns: Sequence[str], how: Reading, row_bytes: float
+) -> Iterator[Row]:
+    row = 0
+    for batch in batches:
+        values = [_cells(batch.column(name), f"{source.path}", row + 1, how) for name in columns]
+        for cells in zip(*values, strict=True):
+            row += 1
+            yield Row(row, cells)
+        how.on_read(round(row_bytes * batch.num_rows))
+
+
+def _cells(column: Any, where: str, row: int, how: Reading) -> list[Any]:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not any(is_text(column.type) for is_text in _TEXT_TYPES):
+        return column.to_pylist()
+    # Arrow does not check that strings are UTF-8, and converting a bad one raises without saying where
+    cells = column.cast(pa.large_binary()).to_pylist()
+    texts = (None if c is None else (c, r) for r, c in enumerate(cells, row))
+    return [t and decode(t[0], where, t[1], repair=how.repair, counts=how.counts) for t in texts]
+
+
+def text_of(row: Row, source: Source, column: str) -> str:
+    """The first value of a row as a text; a null is an empty one. Raises DataError for anything else."""
+    value = row.values[0]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        where = f"{source.path}:{row.line}"
+        raise DataError(f"{where}: {column} is {value!r:.60}, not a text. Name the column that holds text")
+    refuse_binary(value, str(source.path), row.line)
+    return value
+
+
+_READERS: dict[str, Callable[[Source, Sequence[str], Reading], Iterator[Row]]] = {
+    ".txt": _text_rows,
+    ".jsonl": _json_rows,
+    ".ndjson": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".parquet": _parquet_rows,
+}

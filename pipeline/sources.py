@@ -1,0 +1,158 @@
+"""Which files a path of the config means, under names that do not depend on where they lie."""
+
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.errors import DataError
+from pipeline.publish import combined, file_digest
+
+KINDS = (".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+COMPRESSIONS = (".gz", ".zst")
+SAVED_DATASET = "saved dataset"
+CACHED_FROM_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing to read: a file, or the folder of a dataset that `save_to_disk` wrote."""
+
+    name: str
+    path: Path
+    kind: str
+    compression: str = ""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files whose bytes are its content."""
+        return sorted(p for p in self.path.iterdir() if p.is_file()) if self.kind == SAVED_DATASET else [self.path]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+
+def find(path: str) -> list[Source]:
+    """The sources that a file, a folder, a glob or a saved dataset names, sorted by name.
+
+    Folders are searched without following links to folders, so a loop of links is harmless; what is not of a known
+    kind is passed over there. Raises DataError where nothing can be read.
+    """
+    try:
+        given = Path(path).expanduser()
+        paths = _distinct(given)
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~` of an unknown user
+        raise DataError(f"{path}: cannot be looked up: {error}. Correct the path or its permissions") from error
+    if not paths:
+        raise DataError(f"{given.absolute()}: {_nothing(given)}")
+    base = os.path.commonpath([p.absolute().parent for p in paths])
+    return sorted((_source(p, base) for p in paths), key=lambda s: s.name)
+
+
+def _distinct(given: Path) -> list[Path]:
+    """What to read, each file once even where links lead to it by several names."""
+    if given.is_dir():
+        found = [given] if _is_saved_dataset(given) else list(_walk(given))
+    else:
+        found = [given] if given.is_file() else _matches(given)
+    known = [p for p in found if p == given or _kind(p)]
+    return list({p.resolve(): p for p in sorted(known, reverse=True)}.values())
+
+
+def _nothing(given: Path) -> str:
+    if given.is_dir():
+        return f"no readable file in this folder. Known kinds are {_known()}"
+    return "no such file or folder. A relative path starts at the current folder; correct the path"
+
+
+def _known() -> str:
+    return f"{' '.join(KINDS)}, each also with {' or '.join(COMPRESSIONS)}"
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder, onerror=_raise, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(root, name) for name in files if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())  # not a link to itself, nor a pipe that never ends
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Files that fit a glob. `**` does not follow links here, unlike in the glob module."""
+    fixed = [i for i, part in enumerate(pattern.parts) if glob.has_magic(part)]
+    if not fixed:
+        return []
+    root, rest = Path(*pattern.parts[: fixed[0]]), Path(*pattern.parts[fixed[0] :])
+    return [p for p in root.glob(str(rest)) if p.is_file()]
+
+
+def _is_saved_dataset(folder: Path) -> bool:
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        raise DataError(f"{folder}: a saved dataset with the splits {', '.join(splits)}. Give the folder of one")
+    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+
+
+def _kind(path: Path) -> tuple[str, str] | None:
+    """Kind and compression of a file by its name, or None."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    return (suffixes[-1], compression) if suffixes and suffixes[-1] in KINDS else None
+
+
+def _source(path: Path, base: str) -> Source:
+    name = path.absolute().relative_to(base).as_posix()
+    if path.is_dir():
+        return Source(name, path, SAVED_DATASET)
+    kind = _kind(path)
+    if kind is None:
+        raise DataError(f"{path}: unknown kind of file. Known kinds are {_known()}; rename or convert it")
+    return Source(name, path, *kind)
+
+
+def digests(path: str) -> dict[str, str]:
+    """`{name: BLAKE3}` of every file that `path` means. Raises DataError where one cannot be read."""
+    found = {}
+    for source in find(path):
+        for file in source.files:
+            name = source.name if file == source.path else f"{source.name}/{file.name}"
+            found[name] = _digest(file)
+    return found
+
+
+def digest(path: str) -> str:
+    """One digest for all that `path` means."""
+    return combined({name: {"blake3": value} for name, value in digests(path).items()})
+
+
+def described(path: str, digest: str, context: str) -> dict[str, str]:
+    """What an experiment tracker wants to know of outside data."""
+    return {"name": Path(path).name, "source": str(Path(path).absolute()), "digest": digest, "context": context}
+
+
+def check_unchanged(path: str, before: str) -> None:
+    """Raises DataError if the bytes are no longer those that were there when reading began."""
+    if digest(path) != before:
+        raise DataError(f"{Path(path).absolute()}: changed while it was read. Run again once nothing writes to it")
+
+
+def _digest(file: Path) -> str:
+    try:
+        stat = file.stat()
+        if stat.st_size < CACHED_FROM_BYTES:  # cheap to hash, and may be rewritten within one tick of the clock
+            return file_digest(file)
+        return _cached_digest(file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    except OSError as error:
+        raise DataError(f"{file.absolute()}: cannot be read: {error.strerror}") from error
+
+
+@lru_cache(maxsize=4096)
+def _cached_digest(file: Path, size: int, mtime_ns: int, ctime_ns: int) -> str:
+    del size, mtime_ns, ctime_ns
+    return file_digest(file)

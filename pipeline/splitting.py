@@ -1,0 +1,88 @@
+"""Which split a labelled text belongs to: said by a column, or drawn by its hash, so that equal texts stay together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from pipeline.errors import DataError
+from pipeline.text import unit_hash
+
+SplitName = Literal["train", "validation", "test"]
+
+NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+"""What a split column may say, in any case of letters."""
+
+
+class Example(NamedTuple):
+    """A labelled text. `split` is what the split column says, `where` the file and line it comes from."""
+
+    text: str
+    label: str
+    split: str
+    where: str
+
+
+Splits = dict[SplitName, list[Example]]
+
+
+def by_column(examples: Sequence[Example], column: str) -> Splits:
+    """The splits that a column names. Raises DataError for another name, or a class that train does not have."""
+    splits: Splits = {"train": [], "validation": [], "test": []}
+    for example in examples:
+        name = NAMES.get(example.split.strip().lower())
+        if name is None:
+            raise DataError(f"{example.where}: {column} is {example.split!r:.60}. Write train, validation or test")
+        splits[name].append(example)
+    _check_known(splits)
+    return splits
+
+
+def _check_known(splits: Splits) -> None:
+    known = {example.label for example in splits["train"]}
+    unknown = (row for row in [*splits["validation"], *splits["test"]] if row.label not in known)
+    if row := next(unknown, None):
+        raise DataError(
+            f"{row.where}: the class {row.label!r} of this {row.split} row is in no train row, "
+            "so it cannot be learned. Add train rows of it, or leave the row out"
+        )
+
+
+def by_fractions(examples: Sequence[Example], fractions: tuple[float, float, float], seed: int) -> Splits:
+    """Splits of about these fractions. A class too rare to have fallen to train goes there whole."""
+    train, validation, _ = fractions
+    split_of: dict[str, SplitName] = {}
+    for example in examples:
+        share = unit_hash(example.text, f"split {seed}")
+        split_of[example.text] = "train" if share < train else "validation" if share < train + validation else "test"
+    return _divide(examples, split_of)
+
+
+def carve_validation(splits: Splits, fraction: float, seed: int) -> Splits:
+    """Validation rows out of train, about this fraction and one text at least unless it is 0; no class leaves train."""
+    assert not splits["validation"], "there are validation rows already"
+    if not fraction or not splits["train"]:
+        return splits
+    shares = {example.text: unit_hash(example.text, f"validation {seed}") for example in splits["train"]}
+    threshold = max(fraction, min(shares.values()))
+    split_of: dict[str, SplitName] = {
+        text: "validation" if share <= threshold else "train" for text, share in shares.items()
+    }
+    divided = _divide(splits["train"], split_of)
+    return {**divided, "test": splits["test"]}
+
+
+def _divide(examples: Sequence[Example], split_of: Mapping[str, SplitName]) -> Splits:
+    """Examples by the split of their text, after every text of a class that train would lack has gone to train."""
+    known = {example.label for example in examples if split_of[example.text] == "train"}
+    moved = {example.text for example in examples if example.label not in known}
+    splits: Splits = {"train": [], "validation": [], "test": []}
+    for example in examples:
+        splits["train" if example.text in moved else split_of[example.text]].append(example)
+    return splits

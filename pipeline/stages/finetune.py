@@ -1,0 +1,184 @@
+"""Fine-tuning: the head of a language model is swapped for a classifier, and the whole learns from labelled texts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import nn
+from sklearn.metrics import accuracy_score, f1_score
+
+from model.config import ModelConfig
+from model.heads import Classifier, LanguageModel, swap_head
+from model.init import initialize
+from model.objectives import classification
+from pipeline import checkpoint
+from pipeline.batches import LabelledSampling
+from pipeline.classify import document_probabilities, tokenize
+from pipeline.engine import Engine
+from pipeline.schedule import lr_scale
+from pipeline.stage import Context, Resources, Stage
+from pipeline.stages.labels import Labels
+from pipeline.stages.tokenizer import TokenizerFile
+from pipeline.train import train
+from pipeline.training import Checkpoints, Meter, TrainingConfig
+from pipeline.weights import ClassifierFiles, LanguageModelFiles, write_classifier
+
+BEST = "best"
+"""Folder, beside the checkpoints, of the best epoch so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig):
+    """How the classifier is trained."""
+
+    lr: Annotated[float, Gt(0), Le(1)] = 5e-4
+    """Peak learning rate of AdamW."""
+    epochs: Annotated[int, Ge(1)] = 3
+    """Passes over the training texts, at most."""
+    patience: Annotated[int, Ge(1)] = 2
+    """Stop after this many epochs without a better validation macro-F1; the best epoch is kept."""
+    batch_size: Annotated[int, Ge(1)] = 32
+    """Texts in one optimizer step, all workers together."""
+    method: Literal["full", "head"] = "full"
+    """Train every weight, or the head alone over a frozen body."""
+    pooling: Literal["last", "mean"] = "last"
+    """How a text becomes one vector. A stock Llama export needs last."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Dropout while fine-tuning."""
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the target that is spread evenly over all labels."""
+    layer_lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Learning rate of a layer over that of the one above it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Stage[ClassifierFiles]):
+    """Makes a classifier out of a base model and labels; without a base, out of random weights, for comparison."""
+
+    config: FinetuneConfig
+    model: ModelConfig
+    base: Stage[LanguageModelFiles] | None
+    tokenizer: Stage[TokenizerFile]
+    labels: Stage[Labels]
+    seed: int = 0
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=0)
+
+    def load(self, path: Path) -> ClassifierFiles:
+        return ClassifierFiles(path)
+
+    def run(self, ctx: Context) -> None:
+        torch.set_num_threads(ctx.cpus)
+        labels, tokenizer = ctx.open(self.labels), ctx.open(self.tokenizer)
+        sampling, exam = self._data(labels, tokenizer.load())
+        classifier = self._classifier(ctx, len(labels.names))
+        engine = self.config.create_engine(classifier, self._objective(), self.model.n_layers)
+
+        best = self._fit(ctx, engine, sampling, exam)
+
+        write_classifier(
+            ctx.out, best.state.params, classifier.cfg, labels.names, self.config.pooling, tokenizer.file
+        )
+        score = best.extra["history"][-1]
+        ctx.notes["metrics"] = {"val/macro_f1": score["macro_f1"], "val/accuracy": score["accuracy"]}
+        ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
+        ctx.notes["model"] = {"role": "classifier-weights"}
+        engine.close()
+
+    def _data(self, labels: Labels, tokenizer: Any) -> tuple[LabelledSampling, "Exam"]:
+        seq_len = self.model.seq_len
+        train_split, exam_split = labels.split("train"), labels.split("validation")
+        sampling = LabelledSampling(
+            documents=tokenize(tokenizer, train_split.texts, seq_len),
+            targets=train_split.targets,
+            seq_len=seq_len,
+            documents_per_step=self.config.batch_size,
+            micro_batch_size=self.config.micro_batch_size,
+            seed=self.seed,
+            dropout=self.config.dropout > 0,
+        )
+        return sampling, Exam(tokenize(tokenizer, exam_split.texts, seq_len), exam_split.targets)
+
+    def _classifier(self, ctx: Context, n_labels: int) -> Classifier:
+        """The base model, or random weights in its place, with a classification head and fine-tuning's own dropout."""
+        language_model = LanguageModel(replace(self.model, dropout=self.config.dropout))
+        if self.base is None:
+            initialize(language_model, self.seed)
+        else:
+            language_model.load_state_dict(ctx.open(self.base).load().model.state_dict())
+        classifier = swap_head(language_model, n_labels, self.config.pooling, self.seed)
+        classifier.body.requires_grad_(self.config.method == "full")
+        return classifier
+
+    def _objective(self) -> Callable[..., Any]:
+        return partial(classification.loss, label_smoothing=self.config.label_smoothing)
+
+    def _fit(self, ctx: Context, engine: Engine, sampling: LabelledSampling, exam: "Exam") -> checkpoint.Checkpoint:
+        """Train epoch by epoch until validation stops getting better; return the best epoch."""
+        cfg, per_epoch = self.config, sampling.steps_per_epoch
+        total = cfg.epochs * per_epoch
+        checkpoints = Checkpoints(engine, ctx.work, cfg.checkpoint_seconds, extra={"history": []})
+        start = checkpoints.resume()
+        tokens_per_step = float(np.mean([len(d) for d in sampling.documents])) * cfg.batch_size
+        meter = Meter(ctx.tracker, cfg.lr, cfg.log_every, total, tokens_per_step)
+        history: list[dict[str, Any]] = checkpoints.extra["history"]
+        for epoch in range(len(history), cfg.epochs):
+            if _stalled(history, cfg.patience):
+                break
+            steps = train(engine, sampling, self._lr_scale(total), start=start, stop=(epoch + 1) * per_epoch)
+            for _ in checkpoints.after(meter.watch(steps)):
+                pass
+            start = (epoch + 1) * per_epoch
+            with meter.pause():
+                history.append({"epoch": epoch, **exam.score(engine, cfg.precision)})
+                self._keep(ctx, checkpoints, start)
+        best = checkpoint.newest(ctx.work / BEST)
+        assert best is not None, "every epoch is examined, and the first one is the best so far"
+        return best
+
+    def _lr_scale(self, total: int) -> Callable[[int], float]:
+        return partial(lr_scale, steps=total, config=self.config.schedule_config)
+
+    def _keep(self, ctx: Context, checkpoints: Checkpoints, step: int) -> None:
+        """Record an epoch's score, and keep its weights if it is the best: first those, then the checkpoint that says so."""
+        history = checkpoints.extra["history"]
+        score = history[-1]
+        ctx.tracker.metrics({f"val/{name}": score[name] for name in ("macro_f1", "accuracy")}, step=step - 1)
+        if _best_epoch(history) == score["epoch"]:
+            checkpoint.save(ctx.work / BEST, step, checkpoints.engine.state(), checkpoints.extra)
+            checkpoint.keep_last(ctx.work / BEST, 1)
+        checkpoints.save(step)
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """The validation texts, as token ids, with their labels."""
+
+    documents: list[np.ndarray]
+    targets: np.ndarray
+
+    def score(self, engine: Engine, precision: str) -> dict[str, float]:
+        def classify(model: nn.Module) -> np.ndarray:
+            return document_probabilities(cast(Classifier, model), self.documents, precision=precision)
+
+        predicted = engine.forward(classify).argmax(axis=1)
+        return {
+            "macro_f1": float(f1_score(self.targets, predicted, average="macro", zero_division=0)),
+            "accuracy": float(accuracy_score(self.targets, predicted)),
+        }
+
+
+def _best_epoch(history: list[dict[str, Any]]) -> int:
+    """The first epoch with the highest score."""
+    return max(history, key=lambda score: (score["macro_f1"], -score["epoch"]))["epoch"]
+
+
+def _stalled(history: list[dict[str, Any]], patience: int) -> bool:
+    return bool(history) and history[-1]["epoch"] - _best_epoch(history) >= patience

@@ -1,0 +1,208 @@
+"""Labelled text in three splits that share no training document with what is measured."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isclose, isnan
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from annotated_types import Ge, Lt
+
+from pipeline import sources
+from pipeline.errors import DataError
+from pipeline.identity import knob
+from pipeline.readers import Reading, Row, read_rows, text_of
+from pipeline.sources import Source
+from pipeline.splitting import Example, SplitName, by_column, by_fractions, carve_validation
+from pipeline.stage import Context, Stage
+from pipeline.tables import write_table
+from pipeline.text import normalise
+
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+PROGRESS_EVERY = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsConfig:
+    """Where the labelled text is and which part of it is measured on."""
+
+    path: str = knob()
+    """File, folder, glob or saved dataset: jsonl, csv, tsv, parquet, also .gz or .zst. Only its content counts."""
+    text: str = "text"
+    """The field or column that holds the text."""
+    label: str = "label"
+    """The field or column that holds the class. Classes are strings, whatever they look like."""
+    split: str | tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """The column that says train, validation or test; or the fractions of these three, drawn by a hash of the text."""
+    validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """The part of train used for validation where no validation rows are given."""
+    invalid_utf8: Literal["refuse", "repair"] = "refuse"
+    """Stop at bytes that are not UTF-8, or put U+FFFD in their place and count them."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.split, str):
+            return
+        train, validation, test = self.split
+        if min(train, test) <= 0 or validation < 0 or not isclose(train + validation + test, 1, abs_tol=1e-6):
+            raise ValueError(
+                f"split={self.split} must be fractions of train, validation and test that sum to 1, "
+                "train and test above 0: for example [0.8, 0.1, 0.1]"
+            )
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """Texts, and the number of each one's class: int64 [n], an index into `Labels.names`."""
+
+    texts: list[str]
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled text on disk: one parquet file a split, with columns `text` and `label`."""
+
+    path: Path
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The classes, sorted."""
+        return self.counts["names"]
+
+    @cached_property
+    def counts(self) -> dict[str, Any]:
+        """What `labels.json` holds: names, and rows by split and class."""
+        return json.loads((self.path / "labels.json").read_text())
+
+    def split(self, name: SplitName) -> LabelledSplit:
+        """One split, in the order of the source."""
+        table = pq.read_table(self.path / f"{name}.parquet")
+        number = {label: i for i, label in enumerate(self.names)}
+        targets = np.array([number[label] for label in table.column("label").to_pylist()], dtype=np.int64)
+        return LabelledSplit(table.column("text").to_pylist(), targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsStage(Stage[Labels]):
+    """Read the labelled text once and fix its splits."""
+
+    config: LabelsConfig
+    seed: int = 0
+
+    @property
+    def kind(self) -> str:
+        return "labels"
+
+    def sources(self) -> Mapping[str, str]:
+        return sources.digests(self.config.path)
+
+    def run(self, ctx: Context) -> None:
+        digest = sources.digest(self.config.path)
+        counts: Counter[str] = Counter()
+        examples = list(_examples(self.config, ctx, counts))
+        sources.check_unchanged(self.config.path, digest)
+        names = sorted({example.label for example in examples})
+        _check_classes(self.config, names)
+        splits = _split(self.config, self.seed, examples, counts)
+        _write(ctx.out, splits, names)
+        ctx.notes["metrics"] = _metrics(splits, names, counts)
+        ctx.notes["duplicates_across_splits"] = counts["duplicates_across_splits"]
+        ctx.notes["datasets"] = [sources.described(self.config.path, digest, "labels")]
+
+    def load(self, path: Path) -> Labels:
+        return Labels(path)
+
+
+def _examples(config: LabelsConfig, ctx: Context, counts: "Counter[str]") -> Iterator[Example]:
+    columns = [config.text, config.label, *([config.split] if isinstance(config.split, str) else [])]
+    how = Reading(
+        repair=config.invalid_utf8 == "repair", on_read=lambda count: counts.update(bytes_read=count), counts=counts
+    )
+    found = sources.find(config.path)
+    total = sum(source.n_bytes for source in found)
+    for source in found:
+        for row in read_rows(source, columns, how):
+            counts["read"] += 1
+            if counts["read"] % PROGRESS_EVERY == 0:
+                ctx.tracker.progress(counts["bytes_read"], total, f"{counts['read']:,} rows")
+            example = _example(config, source, row)
+            counts["blank"] += not example
+            if example:
+                yield example
+    ctx.tracker.progress(total, total, f"{counts['read']:,} rows")
+
+
+def _example(config: LabelsConfig, source: Source, row: Row) -> Example | None:
+    """A row as an example; None if its text is blank."""
+    where = f"{source.path}:{row.line}"
+    text = normalise(text_of(row, source, config.text))
+    label = class_name(row.values[1], f"{where}: {config.label}")
+    split = str(row.values[2]) if len(row.values) > 2 else ""
+    return Example(text, label, split, where) if text.strip() else None
+
+
+def class_name(value: object, where: str) -> str:
+    """A class as a string: yes, no, 1 and 0 are names like any other. Raises DataError where there is none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or (isinstance(value, float) and isnan(value)) or not str(value).strip():
+        raise DataError(f"{where} is {value!r}: this row has no class. Give it one, or leave the row out")
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{where} is {value!r:.60}: not a class. Give a string or a whole number")
+    return str(value).strip()
+
+
+def _check_classes(config: LabelsConfig, names: list[str]) -> None:
+    where = Path(config.path).absolute()
+    if not names:
+        raise DataError(f"{where}: no labelled text in it. Give rows with {config.text!r} and {config.label!r}")
+    if len(names) == 1:
+        raise DataError(f"{where}: every row has the class {names[0]!r}. A classifier needs two or more")
+
+
+def _split(
+    config: LabelsConfig, seed: int, examples: list[Example], counts: "Counter[str]"
+) -> dict[SplitName, list[Example]]:
+    if isinstance(config.split, str):
+        splits = by_column(examples, config.split)
+    else:
+        splits = by_fractions(examples, config.split, seed)
+    if not splits["validation"]:
+        splits = carve_validation(splits, config.validation_fraction, seed)
+    if not splits["test"]:
+        where = Path(config.path).absolute()
+        raise DataError(f"{where}: no row falls to test, so nothing could be measured. Give test rows or more rows")
+    counts.update(_repeats(splits))
+    return splits
+
+
+def _repeats(splits: Mapping[SplitName, list[Example]]) -> dict[str, int]:
+    """Rows that repeat a text, texts that stand in more than one split, and texts with more than one class."""
+    in_splits = Counter(text for rows in splits.values() for text in {row.text for row in rows})
+    classes = Counter(text for text, _ in {(row.text, row.label) for rows in splits.values() for row in rows})
+    return {
+        "duplicates": sum(len(rows) for rows in splits.values()) - len(in_splits),
+        "duplicates_across_splits": sum(count > 1 for count in in_splits.values()),
+        "conflicting_classes": sum(count > 1 for count in classes.values()),
+    }
+
+
+def _write(out: Path, splits: Mapping[SplitName, list[Example]], names: list[str]) -> None:
+    record: dict[str, Any] = {"names": names, "rows": {}, "classes": {}}
+    for split in SPLITS:
+        labels = [example.label for example in splits[split]]
+        write_table(out / f"{split}.parquet", {"text": [example.text for example in splits[split]], "label": labels})
+        record["rows"][split] = len(labels)
+        record["classes"][split] = dict(Counter(labels))
+    (out / "labels.json").write_text(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _metrics(splits: Mapping[SplitName, list[Example]], names: list[str], counts: "Counter[str]") -> dict[str, float]:
+    extra = ("read", "blank", "repaired", "duplicates", "duplicates_across_splits", "conflicting_classes")
+    rows = {f"{split}_rows": float(len(splits[split])) for split in SPLITS}
+    return {"classes": float(len(names)), **rows, **{name: float(counts[name]) for name in extra}}

@@ -1,0 +1,167 @@
+"""Pretraining: a decoder learns to predict the next token of the shards."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from tokenizers import Tokenizer
+
+from model.config import ModelConfig
+from model.decoding import chain
+from model.flops import training_flops_per_token
+from model.generate import generate
+from model.heads import LanguageModel
+from model.init import initialize
+from model.objectives import next_token
+from pipeline.batches import LanguageSampling, language_batches
+from pipeline.engine import Engine
+from pipeline.identity import knob
+from pipeline.plots import training_curve
+from pipeline.precision import measured_matmul_flops
+from pipeline.schedule import lr_scale
+from pipeline.stage import Context, Resources, Stage
+from pipeline.stages.shards import TokenShards
+from pipeline.stages.tokenizer import BOS_ID, EOS_ID, TokenizerFile
+from pipeline.tracking import read_journal
+from pipeline.train import StepReport, train
+from pipeline.training import Checkpoints, Meter, TrainingConfig
+from pipeline.weights import LanguageModelFiles, write_language_model
+
+SAMPLE_RULES = {"temperature": 0.8, "top_k": 50}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """How the base model is pretrained. Give `steps` or `tokens`."""
+
+    steps: Annotated[int, Ge(1)] | None = None
+    """Optimizer steps."""
+    tokens: Annotated[int, Ge(1)] | None = None
+    """Tokens to train on, in place of `steps`; rounded up to whole steps."""
+    global_batch_tokens: Annotated[int, Ge(1)] = 32_768
+    """Tokens in one optimizer step, all workers together; rounded down to whole rows."""
+    validate_every: Annotated[int, Ge(1)] = knob(200)
+    """Steps between two validations; the last step is always followed by one."""
+    validation_tokens: Annotated[int, Ge(1)] = 262_144
+    """Tokens of the validation split that a validation reads at most."""
+    samples: Annotated[int, Ge(0)] = 4
+    """Texts that the finished model writes from nothing, to be read by a person."""
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError(f"give exactly one of steps={self.steps} and tokens={self.tokens}")
+
+    def total_steps(self, rows_per_step: int, seq_len: int) -> int:
+        return self.steps or math.ceil((self.tokens or 0) / (rows_per_step * seq_len))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Stage[LanguageModelFiles]):
+    """Makes a language model out of token shards."""
+
+    config: PretrainConfig
+    model: ModelConfig
+    shards: Stage[TokenShards]
+    tokenizer: Stage[TokenizerFile]
+    seed: int = 0
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=0)
+
+    def load(self, path: Path) -> LanguageModelFiles:
+        return LanguageModelFiles(path)
+
+    def run(self, ctx: Context) -> None:
+        torch.set_num_threads(ctx.cpus)
+        cfg, shards, tokenizer = self.config, ctx.open(self.shards), ctx.open(self.tokenizer)
+        sampling = self._sampling(shards)
+        total = cfg.total_steps(sampling.rows_per_step, self.model.seq_len)
+        model = LanguageModel(self.model)
+        initialize(model, self.seed)
+        engine = cfg.create_engine(model, next_token.loss, self.model.n_layers)
+        checkpoints = Checkpoints(engine, ctx.work, cfg.checkpoint_seconds)
+        meter = Meter(ctx.tracker, cfg.lr, cfg.log_every, total, sampling.rows_per_step * self.model.seq_len)
+
+        steps = train(engine, sampling, self._lr_scale(total), start=checkpoints.resume(), stop=total)
+        for report in checkpoints.after(meter.watch(steps)):
+            if self._validation_due(report, total):
+                with meter.pause():
+                    ctx.tracker.metrics(validation(engine, shards, self.model.seq_len, cfg), step=report.step)
+
+        write_language_model(ctx.out, engine.state().params, self.model, tokenizer.file)
+        self._describe(ctx, engine, meter, checkpoints)
+        engine.close()
+
+    def _sampling(self, shards: TokenShards) -> LanguageSampling:
+        return LanguageSampling(
+            stream=shards.split("train"),
+            seq_len=self.model.seq_len,
+            rows_per_step=max(1, self.config.global_batch_tokens // self.model.seq_len),
+            micro_batch_size=self.config.micro_batch_size,
+            seed=self.seed,
+            dropout=self.model.dropout > 0,
+        )
+
+    def _lr_scale(self, total: int) -> Callable[[int], float]:
+        return partial(lr_scale, steps=total, config=self.config.schedule_config)
+
+    def _validation_due(self, report: StepReport, total: int) -> bool:
+        return (report.step + 1) % self.config.validate_every == 0 or report.step + 1 == total
+
+    def _describe(self, ctx: Context, engine: Engine, meter: Meter, checkpoints: Checkpoints) -> None:
+        """Samples and curve into the artifact; speed, which no two runs share, into the notes."""
+        points = list(read_journal(ctx.store.journal(self.kind, ctx.key)))
+        training_curve(points, ctx.out / "loss.png")
+        loaded = LanguageModelFiles(ctx.out).load()
+        (ctx.out / "samples.txt").write_text(sample_texts(loaded.model, loaded.tokenizer, self.config.samples, self.seed))
+        last = {name: value for point in points for name, value in point.metrics.items()}
+        peak = measured_matmul_flops(self.config.precision, engine.device)  # type: ignore[arg-type]
+        speed = meter.tokens_per_second
+        mfu = speed * training_flops_per_token(self.model, self.model.seq_len) / peak
+        ctx.notes["metrics"] = {
+            "val/loss": last["val/loss"],
+            "val/bpb": last["val/bpb"],
+            "train/loss_final": last["train/loss"],
+            "tokens_per_second": speed,
+            "mfu": mfu,
+            "checkpoint_seconds": checkpoints.seconds,
+        }
+        ctx.notes["files"] = ["loss.png", "samples.txt"]
+        ctx.notes["model"] = {"role": "base"}
+        ctx.notes["headline"] = (
+            f"val loss {last['val/loss']:.3f}, {last['val/bpb']:.3f} bits/byte, {speed:,.0f} tokens/s, MFU {100 * mfu:.0f} %"
+        )
+
+
+def validation(engine: Engine, shards: TokenShards, seq_len: int, cfg: PretrainConfig) -> dict[str, float]:
+    """Mean cross-entropy of the validation split in nats per token, and the same in bits per byte of its text.
+
+    Bits per byte compare models across tokenizers; the end-of-text token counts as a cost and has no bytes.
+    """
+    stream = shards.split("validation")
+    rows = min((stream.n_tokens - 1) // seq_len, max(1, cfg.validation_tokens // seq_len))
+    if rows < 1:
+        return {}
+    losses = [
+        engine.forward(partial(next_token.loss, batch=batch.to(engine.device)))
+        for batch in language_batches(stream, seq_len, cfg.micro_batch_size, rows)
+    ]
+    nats = float(torch.stack([loss.sum for loss in losses]).sum())
+    targets = int(torch.stack([loss.count for loss in losses]).sum())
+    targets_per_byte = (stream.n_tokens - stream.n_documents) / stream.n_bytes
+    return {"val/loss": nats / targets, "val/bpb": nats / targets / math.log(2) * targets_per_byte}
+
+
+def sample_texts(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int) -> str:
+    """What the model writes from nothing, a text a line."""
+    room = min(64, model.cfg.seq_len - 1)
+    answers = generate(
+        model, [[BOS_ID]] * count, max_new_tokens=room, transforms=chain(SAMPLE_RULES), eos_id=EOS_ID, seed=seed
+    )
+    return "".join(tokenizer.decode(ids).replace("\n", " ") + "\n" for ids in answers)

@@ -1,0 +1,258 @@
+"""The corpus as token ids on disk, split by document into training and validation, whoever wrote which shard."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Lt
+
+from pipeline.errors import DataError
+from pipeline.faults import fault_point
+from pipeline.identity import knob
+from pipeline.stage import Context, Stage
+from pipeline.stages.corpus import Corpus
+from pipeline.stages.tokenizer import MANY_CHARS, Encode, TokenizerFile, encoder, load_tokenizer
+from pipeline.tables import n_groups, read_group
+from pipeline.text import unit_hash
+from pipeline.token_stream import TokenStream
+
+__all__ = ["ShardsConfig", "ShardsStage", "Split", "TokenShards", "TokenStream"]
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
+BATCH_CHARS = 1 << 20
+SHARDS_AIMED_AT = 64
+"""How many shards a corpus of middling size is spread over; more cores than that find work only in a larger one."""
+WAVE = 32
+"""Shards encoded between two reports of progress, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsConfig:
+    """How the corpus is split and encoded."""
+
+    validation_fraction: Annotated[float, Gt(0), Lt(1)] = 0.01
+    """The part of the documents kept for validation, chosen by a hash of their text; at least one document."""
+    split_seed: Annotated[int, Ge(0)] = 0
+    """Another number chooses other validation documents."""
+    tasks: Annotated[int, Ge(0)] = knob(0)
+    """Encode in so many parallel tasks; 0 is one a shard, as many at a time as there are cpus."""
+
+
+@dataclass(frozen=True)
+class TokenShards:
+    """Encoded documents, each between bos and eos."""
+
+    path: Path
+
+    def split(self, name: Split) -> TokenStream:
+        """The tokens of one split, memory-mapped."""
+        index = self.index
+        split = index["splits"][name]
+        return TokenStream(
+            path=self.path,
+            name=name,
+            dtype=index["dtype"],
+            shards=tuple((shard["file"], shard["tokens"]) for shard in split["shards"]),
+            n_documents=split["documents"],
+            n_bytes=split["bytes"],
+        )
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """What `index.json` holds: dtype, vocab_size; for each split its documents, tokens, text bytes and shards."""
+        return json.loads((self.path / "index.json").read_text())
+
+    @property
+    def vocab_size(self) -> int:
+        return self.index["vocab_size"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The work of one shard: some row groups of one part. Depends on the corpus only."""
+
+    number: int
+    part: Path
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything that encoding some shards needs, in any process of this machine."""
+
+    units: tuple[Unit, ...]
+    tokenizer: Path
+    out: Path
+    work: Path
+    dtype: str
+    threshold: float
+    purpose: str
+
+
+@dataclass
+class Written:
+    """What one shard of one split holds. `lowest` is the lowest hash of all documents of the unit."""
+
+    file: str
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    lowest: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsStage(Stage[TokenShards]):
+    """Encode the corpus with the tokenizer."""
+
+    config: ShardsConfig
+    corpus: Stage[Corpus]
+    tokenizer: Stage[TokenizerFile]
+
+    @property
+    def kind(self) -> str:
+        return "shards"
+
+    def run(self, ctx: Context) -> None:
+        corpus, tokenizer = ctx.open(self.corpus), ctx.open(self.tokenizer)
+        vocab_size = tokenizer.vocab_size
+        task = Task(
+            units=units(corpus),
+            tokenizer=tokenizer.file,
+            out=ctx.out,
+            work=ctx.work,
+            dtype="<u2" if vocab_size < 1 << 16 else "<u4",
+            threshold=self.config.validation_fraction,
+            purpose=f"validation {self.config.split_seed}",
+        )
+        written = self._encode(ctx, task)
+        if not all(_documents(written, split) for split in SPLITS):
+            written = self._encode(ctx, replace(task, threshold=_just_above_lowest(written)))
+        index = _index(written, task, vocab_size)
+        (ctx.out / "index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        ctx.notes["metrics"] = _metrics(index)
+
+    def load(self, path: Path) -> TokenShards:
+        return TokenShards(path)
+
+    def _encode(self, ctx: Context, task: Task) -> dict[Split, list[Written]]:
+        tasks = _divide(task, self.config.tasks)
+        wave = max(WAVE, -(-len(tasks) // 16))
+        results: list[dict[Split, list[Written]]] = []
+        for first in range(0, len(tasks), wave):
+            ctx.tracker.progress(first, len(tasks), f"encoding {len(task.units)} shards")
+            results += ctx.map(encode_task, tasks[first : first + wave])
+        ctx.tracker.progress(len(tasks), len(tasks), f"encoded {len(task.units)} shards")
+        return {split: sorted((w for r in results for w in r[split]), key=lambda w: w.file) for split in SPLITS}
+
+
+def units(corpus: Corpus) -> tuple[Unit, ...]:
+    """The shards to write: about 64, of no less than a row group and no more than a part of the corpus each."""
+    counts = [(part, n_groups(part)) for part in corpus.parts]
+    size = -(-sum(count for _, count in counts) // SHARDS_AIMED_AT)
+    ranges = [(part, tuple(range(first, min(first + size, n)))) for part, n in counts for first in range(0, n, size)]
+    return tuple(Unit(number, part, groups) for number, (part, groups) in enumerate(ranges))
+
+
+def _divide(task: Task, tasks: int) -> list[Task]:
+    n = min(tasks or len(task.units), len(task.units))
+    return [replace(task, units=task.units[i::n]) for i in range(n)]
+
+
+def encode_task(task: Task) -> dict[Split, list[Written]]:
+    """Write the shards of a task, and the lengths of their documents beside them in the work folder."""
+    encode = encoder(load_tokenizer(task.tokenizer), MANY_CHARS)
+    shards = [_encode_unit(task, unit, encode) for unit in task.units]
+    return {split: [shard[split] for shard in shards] for split in SPLITS}
+
+
+def _encode_unit(task: Task, unit: Unit, encode: Encode) -> dict[Split, Written]:
+    fault_point("shards.unit")
+    written = {split: Written(f"{split}-{unit.number:05d}.bin") for split in SPLITS}
+    lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
+    files = {split: (task.out / written[split].file).open("wb") for split in SPLITS}
+    for texts in _batches(unit):
+        hashes = [unit_hash(text, task.purpose) for text in texts]
+        chosen = np.array(hashes) < task.threshold
+        documents = encode(texts)
+        for split in SPLITS:
+            mine = [i for i in range(len(texts)) if chosen[i] == (split == "validation")]
+            lengths[split] += [len(documents[i]) for i in mine]
+            written[split].bytes += sum(len(texts[i].encode()) for i in mine)
+            written[split].lowest = min(written[split].lowest, *hashes, 1.0)
+            files[split].write(b"".join(documents[i].astype(task.dtype).tobytes() for i in mine))
+    for split in SPLITS:
+        files[split].close()
+        _finish(task, written[split], lengths[split])
+    return written
+
+
+def _finish(task: Task, written: Written, lengths: list[int]) -> None:
+    written.documents, written.tokens = len(lengths), sum(lengths)
+    np.save(_lengths_file(task, written), np.array(lengths, dtype=np.int64))
+    if not lengths:
+        (task.out / written.file).unlink()
+
+
+def _lengths_file(task: Task, written: Written) -> Path:
+    return task.work / f"{written.file}.lengths.npy"
+
+
+def _batches(unit: Unit) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for group in unit.groups:
+        for text in read_group(unit.part, group):
+            if size + len(text) > BATCH_CHARS and batch:
+                yield batch
+                batch, size = [], 0
+            batch.append(text)
+            size += len(text)
+    yield batch
+
+
+def _documents(written: Mapping[Split, Sequence[Written]], split: Split) -> int:
+    return sum(shard.documents for shard in written[split])
+
+
+def _just_above_lowest(written: Mapping[Split, Sequence[Written]]) -> float:
+    """The threshold that chooses one text alone, for a corpus too small for its fraction."""
+    return float(np.nextafter(min(shard.lowest for shard in written["train"]), 1.0))
+
+
+def _index(written: Mapping[Split, Sequence[Written]], task: Task, vocab_size: int) -> dict[str, Any]:
+    if not _documents(written, "train"):
+        raise DataError(
+            "corpus: all documents have the same text, so nothing is left to train on once one is kept for validation. "
+            "Give more text, or set corpus.document: line"
+        )
+    splits = {split: _split_index(written[split], task, split) for split in SPLITS}
+    return {"dtype": task.dtype, "vocab_size": vocab_size, "splits": splits}
+
+
+def _split_index(written: Sequence[Written], task: Task, split: Split) -> dict[str, Any]:
+    shards = [shard for shard in written if shard.documents]
+    n_documents = sum(shard.documents for shard in shards)
+    starts = np.lib.format.open_memmap(
+        task.out / f"{split}.documents.npy", mode="w+", dtype="<i8", shape=(n_documents + 1,)
+    )
+    first = 0
+    for shard in shards:
+        ends = np.cumsum(np.load(_lengths_file(task, shard)))
+        starts[first + 1 : first + 1 + len(ends)] = starts[first] + ends
+        first += len(ends)
+    starts.flush()
+    return {
+        "documents": n_documents,
+        "tokens": sum(shard.tokens for shard in shards),
+        "bytes": sum(shard.bytes for shard in shards),
+        "shards": [{"file": shard.file, "tokens": shard.tokens, "documents": shard.documents} for shard in shards],
+    }
+
+
+def _metrics(index: Mapping[str, Any]) -> dict[str, float]:
+    names = ("documents", "tokens", "bytes")
+    return {f"{split}_{name}": float(index["splits"][split][name]) for split in SPLITS for name in names}

@@ -1,0 +1,189 @@
+"""A byte-level BPE learned from the corpus, and the one way that text becomes token ids."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge, Le
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from pipeline.encoding import LOWERCASE, PRE_TOKENIZER, PieceEncoder, splits_like_gpt2
+from pipeline.errors import DataError, StageFailed
+from pipeline.faults import fault_point
+from pipeline.stage import Context, Stage
+from pipeline.stages.corpus import Corpus
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
+SPECIAL = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+
+BATCH_DOCUMENTS = 256
+HOLD_OUT_EVERY = 100
+HOLD_OUT_CHARS = 1 << 20
+MANY_CHARS = 1 << 16
+"""From here on it pays to look at the tokenizer, and to encode each different word once."""
+
+Encode = Callable[[Sequence[str]], list[np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """How the vocabulary is learned."""
+
+    vocab_size: Annotated[int, Ge(259), Le(1 << 20)] = 16384
+    """Tokens at most: 3 special ones, 256 bytes, and merges. A small corpus may not have enough pairs to fill it."""
+    lowercase: bool = False
+    """Read and write lower case only. The text that a model generates then has no capitals."""
+    min_frequency: Annotated[int, Ge(1)] = 2
+    """Merge no pair that is seen less often."""
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A `tokenizer.json`, which transformers' PreTrainedTokenizerFast reads too."""
+
+    path: Path
+
+    @property
+    def file(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """How many ids there are, special tokens included."""
+        return self.load().get_vocab_size()
+
+    def load(self) -> Tokenizer:
+        """The tokenizer, set to read special tokens in a text as ordinary characters."""
+        return load_tokenizer(self.file)
+
+
+def load_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`, set to read special tokens in a text as ordinary characters."""
+    with panics(f"{file} cannot be loaded"):
+        tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """The ids of each text between bos and eos, int32. No text can forge a special token: `<|eos|>` in it is text."""
+    return encoder(tokenizer, sum(map(len, texts)))(texts)
+
+
+def encoder(tokenizer: Tokenizer, n_chars: int) -> Encode:
+    """`encode_documents` for one tokenizer, in the way that suits this amount of text. Faster the longer it is kept."""
+    tokenizer.encode_special_tokens = True  # a setting that tokenizer.json does not keep
+    if n_chars >= MANY_CHARS and splits_like_gpt2(tokenizer):
+        encode: Encode = PieceEncoder(tokenizer).documents
+    else:
+        encode = partial(_encode_whole, tokenizer)
+    return partial(_guarded, encode)
+
+
+def _encode_whole(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+def _guarded(encode: Encode, texts: Sequence[str]) -> list[np.ndarray]:
+    with panics("these texts cannot be encoded"):
+        return encode(texts)
+
+
+@contextmanager
+def panics(what: str) -> Iterator[None]:
+    """Turns a panic of tokenizers, which is no Exception, into StageFailed."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # the type cannot be imported
+            raise
+        raise StageFailed(f"{what}: tokenizers stopped with: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerStage(Stage[TokenizerFile]):
+    """Learn a vocabulary from the corpus."""
+
+    config: TokenizerConfig
+    corpus: Stage[Corpus]
+
+    @property
+    def kind(self) -> str:
+        return "tokenizer"
+
+    def run(self, ctx: Context) -> None:
+        corpus = ctx.open(self.corpus)
+        sample: list[str] = []
+        tokenizer = blank_tokenizer(lowercase=self.config.lowercase)
+        with panics("the vocabulary cannot be learned"):
+            tokenizer.train_from_iterator(_training_batches(ctx, corpus, sample), _trainer(self.config))
+        fault_point("tokenizer.save")
+        tokenizer.save(str(ctx.out / "tokenizer.json"))
+        ctx.notes["metrics"] = {
+            "vocab_size": float(tokenizer.get_vocab_size()),
+            **_economy(tokenizer, sample or _first_texts(corpus)),
+        }
+
+    def load(self, path: Path) -> TokenizerFile:
+        return TokenizerFile(path)
+
+
+def blank_tokenizer(*, lowercase: bool) -> Tokenizer:
+    """A byte-level BPE with no merges yet, which puts bos and eos around a text."""
+    tokenizer = Tokenizer(models.BPE())
+    if lowercase:
+        tokenizer.normalizer = LOWERCASE
+    tokenizer.pre_tokenizer = PRE_TOKENIZER
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, BOS_ID), (EOS, EOS_ID)]
+    )
+    return tokenizer
+
+
+def _trainer(config: TokenizerConfig) -> trainers.BpeTrainer:
+    return trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+
+
+def _training_batches(ctx: Context, corpus: Corpus, sample: list[str]) -> Iterator[list[str]]:
+    """The documents to learn from. Every hundredth goes into `sample` instead, until that has a mebibyte."""
+    batch: list[str] = []
+    sampled = 0
+    for number, text in enumerate(corpus.documents(), start=1):
+        if number % HOLD_OUT_EVERY == 0 and sampled < HOLD_OUT_CHARS:
+            sample.append(text)
+            sampled += len(text)
+            continue
+        batch.append(text)
+        if len(batch) == BATCH_DOCUMENTS:
+            ctx.tracker.progress(number, corpus.n_documents, "reading words")
+            yield batch
+            batch = []
+    ctx.tracker.progress(corpus.n_documents, corpus.n_documents, "merging pairs")
+    yield batch
+
+
+def _first_texts(corpus: Corpus) -> list[str]:
+    """What to measure on where the corpus is too small to hold anything out."""
+    return [text for text, _ in zip(corpus.documents(), range(HOLD_OUT_EVERY), strict=False)]
+
+
+def _economy(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, float]:
+    tokens = sum(len(ids) - 2 for ids in encode_documents(tokenizer, texts))
+    n_bytes = sum(len(text.encode()) for text in texts)
+    words = sum(len(text.split()) for text in texts)
+    if not tokens or not words:
+        raise DataError("the corpus has no words to measure the tokenizer on")
+    return {"bytes_per_token": n_bytes / tokens, "fertility": tokens / words}

@@ -1,0 +1,90 @@
+"""Models on disk between stages: `model.safetensors`, the config as JSON, and the tokenizer they were made with."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.decoder import Decoder
+from model.heads import Classifier, LanguageModel
+from pipeline.identity import canonical
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class LoadedLanguageModel:
+    model: LanguageModel
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier ready to use. `labels[i]` is the name of logit i."""
+
+    model: Classifier
+    tokenizer: Tokenizer
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class LanguageModelFiles:
+    path: Path
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig(**_record(self.path)["model"])
+
+    def load(self) -> LoadedLanguageModel:
+        model = LanguageModel(self.config)
+        _fill(model, self.path)
+        return LoadedLanguageModel(model, Tokenizer.from_file(str(self.path / TOKENIZER)))
+
+
+@dataclass(frozen=True)
+class ClassifierFiles:
+    path: Path
+
+    def load(self) -> LoadedClassifier:
+        record = _record(self.path)
+        body = Decoder(ModelConfig(**record["model"]))
+        model = Classifier(body, len(record["labels"]), record["pooling"])
+        _fill(model, self.path)
+        return LoadedClassifier(model, Tokenizer.from_file(str(self.path / TOKENIZER)), record["labels"])
+
+
+def write_language_model(folder: Path, params: Mapping[str, Tensor], cfg: ModelConfig, tokenizer: Path) -> None:
+    """Write weights by name (float32, ties stored once) and what is needed to load them again."""
+    _write(folder, params, {"model": canonical(cfg)}, tokenizer)
+
+
+def write_classifier(
+    folder: Path, params: Mapping[str, Tensor], cfg: ModelConfig, labels: list[str], pooling: str, tokenizer: Path
+) -> None:
+    """As `write_language_model`, with the names of the labels in the order of the logits."""
+    _write(folder, params, {"model": canonical(cfg), "labels": labels, "pooling": pooling}, tokenizer)
+
+
+def _write(folder: Path, params: Mapping[str, Tensor], record: dict[str, Any], tokenizer: Path) -> None:
+    save_file({name: value.contiguous() for name, value in params.items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    shutil.copyfile(tokenizer, folder / TOKENIZER)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / CONFIG).read_text())
+
+
+def _fill(model: nn.Module, folder: Path) -> None:
+    """Copy weights into a model by name; a tied weight is stored under one of its names only."""
+    state = load_file(folder / WEIGHTS)
+    names = {name for name, _ in model.named_parameters()}
+    assert names == state.keys(), f"{folder} was written by another model: {sorted(names ^ state.keys())}"
+    model.load_state_dict(state, strict=False)

@@ -1,0 +1,323 @@
+"""Every engine, at every ZeRO stage it has, trains like the plain one and can take a run over from any other."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model import variants
+from model.batch import Batch
+from model.config import ModelConfig
+from model.heads import LanguageModel
+from model.init import initialize
+from model.objectives import next_token
+from pipeline import checkpoint, engine
+from pipeline.engine import Engine, EngineSettings, TrainState
+from pipeline.errors import EnvironmentProblem, UsageError
+from pipeline.optimizer import OptimizerConfig
+
+# An embedding of more than 1e5 elements: ZeRO-3 leaves smaller parameters whole.
+MODEL = ModelConfig(vocab_size=1024, d_model=128, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=96, seq_len=16)
+ROWS, TARGETS = 4, 64
+VARIANTS = [
+    pytest.param((name, stage), id=f"{name}-{stage}", marks=[pytest.mark.slow] if name != "plain" else [])
+    for name in engine.names()
+    for stage in variants.load("pipeline.engine", name).ZERO_STAGES
+]
+Variant = tuple[str, int]
+PLAIN: Variant = ("plain", 0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@contextmanager
+def engine_of(
+    variant: Variant,
+    *,
+    seed: int = 0,
+    precision: str = "fp32",
+    grad_clip: float = 1.0,
+    optimizer: OptimizerConfig | None = None,
+    model: ModelConfig = MODEL,
+) -> Iterator[Engine]:
+    name, stage = variant
+    body = LanguageModel(model)
+    initialize(body, seed)
+    try:
+        made = engine.create(
+            name,
+            body,
+            next_token.loss,
+            optimizer=optimizer or OptimizerConfig(lr=1e-3),
+            precision=precision,
+            grad_clip=grad_clip,
+            settings=EngineSettings(device="cpu", zero_stage=stage),
+            n_layers=model.n_layers,
+        )
+    except EnvironmentProblem as missing:
+        pytest.skip(str(missing))
+    yield made
+    made.close()
+
+
+def batch(rows: slice = slice(None)) -> Batch:
+    tokens = torch.randint(0, MODEL.vocab_size, (ROWS, MODEL.seq_len + 1), generator=torch.Generator().manual_seed(0))
+    ids = torch.zeros(ROWS, MODEL.seq_len, dtype=torch.int32)
+    return Batch(tokens[rows, :-1], tokens[rows, 1:], ids[rows])
+
+
+def train(e: Engine, steps: int, parts: int = 1) -> Tensor:
+    """[steps, 2]: mean loss before each step, and gradient norm."""
+    size = ROWS // parts
+    seen = []
+    for _ in range(steps):
+        sums = [e.accumulate(batch(slice(i * size, (i + 1) * size)), TARGETS) for i in range(parts)]
+        seen.append(torch.stack([sum(sums) / TARGETS, e.step(1.0)]))
+    return torch.stack(seen)
+
+
+@cache
+def plain_course() -> Tensor:
+    with engine_of(PLAIN) as plain:
+        return train(plain, 50)
+
+
+def assert_equal(a: TrainState, b: TrainState) -> None:
+    assert a.optimizer_step == b.optimizer_step
+    torch.testing.assert_close(a.params, b.params, rtol=0, atol=0)
+    torch.testing.assert_close(a.optimizer, b.optimizer, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_learns_a_batch_by_heart(variant: Variant, precision: str) -> None:
+    with engine_of(variant, precision=precision, optimizer=OptimizerConfig(lr=1e-2)) as e:
+        losses = train(e, 15)[:, 0]
+    assert losses[0] > 6
+    assert losses[-1] < 2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_micro_batches_add_up_to_one_batch(variant: Variant) -> None:
+    with engine_of(variant) as whole, engine_of(variant) as parts:
+        torch.testing.assert_close(train(whole, 5), train(parts, 5, parts=4), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_restored_run_goes_on_bit_for_bit(variant: Variant, precision: str) -> None:
+    with engine_of(variant, precision=precision) as first, engine_of(variant, precision=precision, seed=1) as second:
+        train(first, 3)
+        train(second, 2)
+        second.restore(first.state())
+        assert_equal(first.state(), second.state())
+        assert torch.equal(train(first, 4), train(second, 4))
+        assert_equal(first.state(), second.state())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_state_before_the_first_step_can_be_restored(variant: Variant) -> None:
+    with engine_of(variant) as first, engine_of(variant, seed=1) as second:
+        train(second, 2)
+        start = first.state()
+        assert start.optimizer == {}
+        assert start.optimizer_step == 0
+        second.restore(start)
+        torch.testing.assert_close(train(first, 3), train(second, 3), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_and_norms_are_those_of_the_plain_engine(variant: Variant) -> None:
+    with engine_of(variant) as other:
+        torch.testing.assert_close(train(other, 50), plain_course(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_may_change_engine_and_come_back(variant: Variant) -> None:
+    with engine_of(PLAIN) as start, engine_of(variant, seed=1) as other:
+        seen = [train(start, 7)[:, 0]]
+        other.restore(start.state())
+        seen.append(train(other, 7)[:, 0])
+        start.restore(other.state())
+        seen.append(train(start, 6)[:, 0])
+    torch.testing.assert_close(torch.cat(seen), plain_course()[:20, 0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_are_clipped_and_the_norm_before_is_told(variant: Variant) -> None:
+    with engine_of(variant, grad_clip=0.0) as free, engine_of(variant, grad_clip=0.01) as clipped:
+        norm, same_norm = train(free, 1)[0, 1], train(clipped, 1)[0, 1]
+        assert norm > 0.1
+        torch.testing.assert_close(norm, same_norm)
+        for e, expected in ((free, norm.item()), (clipped, 0.01)):
+            first_moments = torch.cat([m["exp_avg"].flatten() for m in e.state().optimizer.values()])
+            assert first_moments.norm().item() / (1 - 0.9) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_learning_rate_follows_its_scale(variant: Variant) -> None:
+    with engine_of(variant) as e:
+        before = e.state()
+        e.accumulate(batch(), TARGETS)
+        e.step(0.0)
+        torch.testing.assert_close(before.params, e.state().params, rtol=0, atol=0)
+        train(e, 1)
+        assert not torch.equal(before.params["body.embed.weight"], e.state().params["body.embed.weight"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_that_is_not_finite_changes_nothing(variant: Variant) -> None:
+    with engine_of(variant) as e, engine_of(variant) as undisturbed:
+        train(e, 2)
+        train(undisturbed, 2)
+        e.accumulate(batch(), float("nan"))
+        assert not e.step(1.0).isfinite()
+        assert_equal(e.state(), undisturbed.state())
+        assert torch.equal(train(e, 2), train(undisturbed, 2))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_forward_uses_the_precision_and_keeps_no_gradient(variant: Variant) -> None:
+    def logits(model: nn.Module) -> Tensor:
+        return model(batch().tokens, batch().document_ids)
+
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with engine_of(variant, precision=precision) as e:
+            before = e.forward(logits)
+            assert before.dtype == dtype
+            assert not before.requires_grad
+            assert e.forward(lambda model: next_token.loss(model, batch())).count == TARGETS
+            train(e, 1)
+            assert not torch.equal(before, e.forward(logits))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_state_is_whole_and_keeps_still(variant: Variant) -> None:
+    with engine_of(variant) as e:
+        train(e, 1)
+        state = e.state()
+        shapes = {name: p.shape for name, p in LanguageModel(MODEL).named_parameters()}
+        assert {name: t.shape for name, t in state.params.items()} == shapes  # the tied head once
+        for name, moments in state.optimizer.items():
+            assert {t.shape for t in moments.values()} == {shapes[name]}
+        tensors = [*state.params.values(), *(t for m in state.optimizer.values() for t in m.values())]
+        assert all(t.dtype == torch.float32 and t.is_contiguous() and t.device.type == "cpu" for t in tensors)
+        copies = [t.clone() for t in tensors]
+        train(e, 1)
+        assert all(torch.equal(t, copy) for t, copy in zip(tensors, copies, strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_state_of_another_model_is_refused(variant: Variant) -> None:
+    larger = ModelConfig(vocab_size=1024, d_model=128, n_layers=3, n_heads=2, n_kv_heads=1, d_ff=96, seq_len=16)
+    with engine_of(variant) as e, engine_of(PLAIN, model=larger) as other:
+        with pytest.raises(UsageError, match=r"body\.blocks\.2\.attention\.k_proj.*absent in the model"):
+            e.restore(other.state())
+        train(e, 1)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.values[0][1] == 0])
+def test_muon_trains_and_resumes_wherever_matrices_are_whole(variant: Variant) -> None:
+    muon = OptimizerConfig(name="muon", lr=3e-3)
+    with engine_of(variant, optimizer=muon) as first, engine_of(variant, optimizer=muon, seed=1) as second:
+        losses = train(first, 10)[:, 0]
+        assert losses[-1] < 0.5 * losses[0]
+        second.restore(first.state())
+        assert torch.equal(train(first, 3), train(second, 3))
+        first.accumulate(batch(), float("nan"))
+        before = first.state()
+        first.step(1.0)
+        torch.testing.assert_close(before.params, first.state().params, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.values[0][1] > 0])
+def test_muon_on_cut_matrices_is_refused(variant: Variant) -> None:
+    with (
+        pytest.raises(UsageError, match=r"optimizer=muon.*zero_stage=\d"),
+        engine_of(variant, optimizer=OptimizerConfig(name="muon")),
+    ):
+        pass
+
+
+def test_what_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"choose one of .*plain"), engine_of(("steam", 0)):
+        pass
+    with pytest.raises(UsageError, match="zero_stage=2 must be one of 0 with engine=plain"), engine_of(("plain", 2)):
+        pass
+
+
+def test_without_its_package_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(EnvironmentProblem, match=r"pip install 'gristmill\[deepspeed\]'"):
+        engine.create(
+            "deepspeed",
+            LanguageModel(MODEL),
+            next_token.loss,
+            optimizer=OptimizerConfig(),
+            precision="fp32",
+            grad_clip=1.0,
+            settings=EngineSettings(device="cpu"),
+            n_layers=MODEL.n_layers,
+        )
+
+
+def _rank(folder: Path) -> None:
+    """One of two ranks: at each stage, three steps on half the rows, and a checkpoint."""
+    torch.set_num_threads(1)
+    for stage in variants.load("pipeline.engine", "deepspeed").ZERO_STAGES:
+        with engine_of(("deepspeed", stage), model=ODD) as e:
+            if stage > 0:
+                e.restore(checkpoint.load(folder / "0" / "step-00000003").state)
+            for _ in range(3):
+                e.accumulate(batch(slice(e.rank, None, e.world_size)), TARGETS)
+                e.step(1.0)
+            state = e.state()
+            if e.rank == 0:
+                checkpoint.save(folder / str(stage), state.optimizer_step, state, {})
+            torch.distributed.barrier()
+
+
+# Sizes that two ranks do not divide.
+ODD = ModelConfig(vocab_size=1025, d_model=102, n_layers=1, n_heads=3, n_kv_heads=1, d_ff=95, seq_len=16)
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    root = Path(__file__).parents[2]
+    code = (
+        f"import sys; sys.path[:0] = [{str(root)!r}, {str(Path(__file__).parent)!r}]\n"
+        f"import pathlib, test_engines; test_engines._rank(pathlib.Path({str(tmp_path)!r}))"
+    )
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    rendezvous |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code], env=os.environ | rendezvous | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
+    with engine_of(PLAIN, model=ODD) as alone:
+        train(alone, 3)
+        first = alone.state()
+        train(alone, 3)
+        expected = alone.state()
+    for path, whole in [(tmp_path / "0" / "step-00000003", first)] + [
+        (tmp_path / str(stage) / "step-00000006", expected) for stage in (1, 2, 3)
+    ]:
+        state = checkpoint.load(path).state
+        torch.testing.assert_close(state.params, whole.params, rtol=1e-4, atol=1e-6)
+        assert state.optimizer_step == whole.optimizer_step

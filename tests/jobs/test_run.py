@@ -1,0 +1,172 @@
+"""The product as a user meets it: the command line, from a config to a classifier, killed and started again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMOKE = "configs/smoke.yaml"
+STAGES = ["corpus", "tokenizer", "shards", "pretrain", "labels", "finetune", "evaluate", "export"]
+
+
+def gristmill(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *arguments],
+        env=os.environ | {"GRISTMILL_HOME": str(home), "PYTHONPATH": "."} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(home: Path, *overrides: str, inline: bool = True, **environment: str) -> dict[str, Any]:
+    sets = [part for override in overrides for part in ("--set", override)]
+    return answer(gristmill(home, "run", SMOKE, "--json", *sets, *(["--inline"] if inline else []), **environment))
+
+
+def statuses(result: dict[str, Any]) -> dict[str, str]:
+    return {stage["name"]: stage["status"] for stage in result["stages"]}
+
+
+def keys(result: dict[str, Any]) -> dict[str, str]:
+    return {stage["name"]: stage["key"] for stage in result["stages"]}
+
+
+def digests(home: Path, result: dict[str, Any]) -> dict[str, str]:
+    manifests = {name: home / "store" / name / key / "manifest.json" for name, key in keys(result).items()}
+    return {name: json.loads(path.read_text())["digest"] for name, path in manifests.items()}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def first(home: Path) -> dict[str, Any]:
+    return run(home)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_contract(first: dict[str, Any], home: Path):
+    assert first["status"] == "succeeded"
+    assert list(statuses(first)) == STAGES
+    assert set(statuses(first).values()) == {"built"}
+    for score in ("accuracy", "macro_f1", "ece"):
+        assert 0 <= first[score] <= 1
+    low, high = first["accuracy_ci"]
+    assert low <= first["accuracy"] <= high
+    assert set(first["baseline"]) >= {"name", "accuracy", "macro_f1"}
+    assert first["random_init"] is None
+    assert (Path(first["export_dir"]) / "config.json").is_file()
+    assert (Path(first["report_dir"]) / "report.html").is_file()
+    assert first["model_uri"].startswith("models:/smoke/")
+    assert first["tracking_uri"].endswith("mlflow.db")
+    assert first["mlflow_run_id"]
+
+
+@pytest.mark.slow
+def test_a_second_run_reuses_every_stage(first: dict[str, Any], home: Path):
+    again = run(home)
+    assert set(statuses(again).values()) == {"reused"}
+    assert keys(again) == keys(first)
+    assert again["model_uri"] == first["model_uri"]
+
+
+@pytest.mark.slow
+def test_a_knob_rebuilds_nothing_and_a_learning_rate_what_follows(first: dict[str, Any], home: Path, tmp_path: Path):
+    copy = tmp_path / "elsewhere.txt"
+    copy.write_bytes(Path("data/smoke/corpus.txt").read_bytes())
+    knobs = ["pretrain.micro_batch_size=3", "shards.tasks=2", "cluster.workers=1", f"corpus.path={copy}"]
+    plan = answer(gristmill(home, "plan", SMOKE, "--json", *(p for k in knobs for p in ("--set", k))))
+    assert {row["status"] for row in plan} == {"reused"}
+
+    plan = answer(gristmill(home, "plan", SMOKE, "--json", "--set", "finetune.lr=1e-3"))
+    assert [row["name"] for row in plan if row["status"] == "built"] == ["finetune", "evaluate", "export"]
+    why = answer(gristmill(home, "why", SMOKE, "finetune", "--json", "--set", "finetune.lr=1e-3"))
+    assert why["reasons"] == ["config.lr: 0.005 -> 0.001"]
+
+
+@pytest.mark.slow
+def test_equal_bytes_upstream_stop_the_rebuild(first: dict[str, Any], home: Path):
+    """A word cap that cuts no word is another recipe for the corpus, and the same corpus."""
+    result = run(home, "corpus.max_word_bytes=2048")
+    assert [name for name, status in statuses(result).items() if status == "built"] == ["corpus"]
+
+
+@pytest.mark.slow
+def test_predict_by_name_uri_and_folder_agree(first: dict[str, Any], home: Path):
+    text = "the old wolf runs through the forest"
+    models = ["smoke", "models:/smoke@candidate", first["model_uri"], first["export_dir"]]
+    answers = [answer(gristmill(home, "predict", model, text, "--json")) for model in models]
+    assert all(rows == answers[0] for rows in answers)
+    [row] = answers[0]
+    assert row["text"] == text
+    assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_generate_continues_a_prompt_the_same_way_twice(first: dict[str, Any], home: Path):
+    rows = [answer(gristmill(home, "generate", "smoke", "the old", "--json", "--seed", "3")) for _ in range(2)]
+    assert rows[0] == rows[1]
+    assert rows[0][0]["prompt"] == "the old"
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_bytes_as_one_process(first: dict[str, Any], home: Path, tmp_path: Path):
+    result = run(tmp_path, inline=False)
+    assert keys(result) == keys(first)
+    made, expected = digests(tmp_path, result), digests(home, first)
+    assert made == expected
+
+
+FAULTS = ["checkpoint.save:2", "checkpoint.saved:9", "checkpoint.saved:40", "publish.manifest:3", "publish.rename:1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_killed_run_goes_on_to_the_same_bytes(first: dict[str, Any], home: Path, tmp_path: Path, fault: str):
+    killed = gristmill(tmp_path, "run", SMOKE, "--json", "--inline", GRISTMILL_FAULT=fault)
+    assert killed.returncode == -9
+    result = run(tmp_path)
+    assert digests(tmp_path, result) == digests(home, first)
+    assert len(list((tmp_path / "records").glob("*/record.json"))) == 1  # one run, gone on with
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.yaml"], "no such config file"),
+        (["run", SMOKE, "--set", "pretrain.stpes=3"], "--set #1  pretrain.stpes: unknown key. Did you mean `steps`?"),
+        (["run", SMOKE, "--set", "model.d_model=33"], "d_model=33 must be a multiple of n_heads=2"),
+        (["run", SMOKE, "--set", "corpus.path=none.txt"], "none.txt"),
+        (["why", SMOKE, "pretrian"], "there are corpus, tokenizer"),
+        (["predict", "none", "text"], "none"),
+        (["generate", "none", "text"], "none"),
+        (["frobnicate"], "frobnicate"),
+        (["config", "explain", "pretrain.lrr"], "pretrain.lr"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path, arguments: list[str], message: str):
+    done = gristmill(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_explain_gives_type_default_range_and_meaning(tmp_path: Path):
+    text = gristmill(tmp_path, "config", "explain", "finetune.lr").stdout
+    assert text.startswith("finetune.lr: number > 0, <= 1, default 0.0005")
+    assert "Peak learning rate" in text

@@ -1,0 +1,85 @@
+"""Every module in `model/objectives/` is tested by being there."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from model import variants
+from model.batch import IGNORE, Batch
+from model.heads import Classifier, swap_head
+from model.objectives import classification, next_token, objective
+from tests.model.toys import ids, language_model, tokens
+
+PACKING = ids([0, 0, 0, 1, 1, 1, 1, -1], [0, 0, 0, 0, 1, 1, 2, 2])
+
+
+def language_batch() -> Batch:
+    text = tokens(2, 9)
+    targets = text[:, 1:].where((PACKING != -1), IGNORE)
+    return Batch(text[:, :-1].contiguous(), targets, PACKING, torch.tensor([1, 2]))
+
+
+def label_batch() -> Batch:
+    return Batch(tokens(2, 8), torch.tensor([0, 2, 1, IGNORE, 0]), PACKING, torch.tensor([1, 2]))
+
+
+def classifier(**changes) -> Classifier:
+    return swap_head(language_model(**changes), 3, "last", seed=0)
+
+
+CASES = {"next_token": (language_model, language_batch), "classification": (classifier, label_batch)}
+
+
+@pytest.mark.parametrize("name", variants.names("model.objectives"))
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_objective_answers_a_float32_sum_and_a_count_and_is_differentiable(name: str, autocast: bool):
+    make_model, make_batch = CASES[name]
+    model = make_model(dropout=0.1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = objective(name)(model, make_batch())
+    loss.sum.backward()
+    assert loss.sum.dtype == torch.float32
+    assert loss.count == (make_batch().targets != IGNORE).sum()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_next_token_is_the_cross_entropy_of_the_logits():
+    model, batch = language_model(), language_batch()
+    logits = model(batch.tokens, batch.document_ids, dropout_keys=batch.dropout_keys)
+    want = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
+    torch.testing.assert_close(next_token.loss(model, batch).sum, want)
+
+
+def test_sums_and_counts_of_micro_batches_add_up_to_the_whole():
+    model, batch = language_model(dropout=0.1), language_batch()
+    parts = [Batch(*(x[i : i + 1] for x in vars(batch).values())) for i in range(2)]
+    whole, split = next_token.loss(model, batch), [next_token.loss(model, part) for part in parts]
+    torch.testing.assert_close(whole.sum, split[0].sum + split[1].sum)
+    assert whole.count == split[0].count + split[1].count
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_classification_is_the_smoothed_cross_entropy_of_the_labels_given(smoothing: float):
+    model, batch = classifier(), label_batch()
+    logits = model(batch.tokens, batch.document_ids)[[0, 1, 2, 4]]
+    want = cross_entropy(logits, torch.tensor([0, 2, 1, 0]), reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(classification.loss(model, batch, label_smoothing=smoothing).sum, want)
+
+
+def test_a_wrong_number_of_labels_is_refused():
+    batch = Batch(tokens(2, 8), torch.tensor([0, 1]), PACKING)
+    with pytest.raises(ValueError, match=r"targets has shape \(2,\) but the rows hold 5 documents"):
+        classification.loss(classifier(), batch)
+
+
+@pytest.mark.parametrize("name", variants.names("model.objectives"))
+def test_one_batch_can_be_learned_by_heart(name: str):
+    make_model, make_batch = CASES[name]
+    model, batch = make_model(scale=1.0), make_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(80):
+        loss = objective(name)(model, batch)
+        optimizer.zero_grad()
+        (loss.sum / loss.count).backward()
+        optimizer.step()
+    assert loss.sum / loss.count < 0.02

@@ -1,0 +1,171 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import DataError
+from pipeline.splitting import Example, by_fractions, carve_validation
+from pipeline.stages.labels import Labels, LabelsConfig, class_name
+from tests.pipeline.data_stages import labels_of, made, opened
+
+FRACTIONS, NO_VALIDATION = (0.8, 0.1, 0.1), (0.7, 0.0, 0.3)
+
+
+def rows_file(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def two_classes(n: int = 100, **more) -> list[dict]:
+    return [{"text": f"text number {i}", "label": "odd" if i % 2 else "even", **more} for i in range(n)]
+
+
+def split_rows() -> list[dict]:
+    names = ["train"] * 8 + ["test"] * 2
+    return [{**row, "split": names[i % 10]} for i, row in enumerate(two_classes())]
+
+
+def labels(path: Path, **fields) -> Labels:
+    return opened(labels_of(path, **fields), path.parent / "home")
+
+
+def refused(path: Path, **fields) -> str:
+    with pytest.raises(DataError) as error:
+        made(labels_of(path, **fields), path.parent / "home")
+    return str(error.value)
+
+
+def texts_by_split(found: Labels) -> dict[str, list[str]]:
+    return {name: found.split(name).texts for name in ("train", "validation", "test")}
+
+
+def test_a_split_column_is_obeyed_and_validation_is_carved_from_train(tmp_path):
+    found = labels(rows_file(tmp_path / "a.jsonl", split_rows()), split="split")
+    texts = texts_by_split(found)
+    assert texts["test"] == [row["text"] for row in split_rows() if row["split"] == "test"]
+    assert 0 < len(texts["validation"]) < 20
+    assert len(texts["train"]) + len(texts["validation"]) == 80
+    assert found.counts["rows"] == {name: len(part) for name, part in texts.items()}
+
+
+def test_given_validation_rows_are_kept(tmp_path):
+    rows = [*split_rows(), {"text": "held", "label": "odd", "split": "dev"}]
+    assert labels(rows_file(tmp_path / "a.jsonl", rows), split="split").split("validation").texts == ["held"]
+
+
+def test_targets_are_indices_into_sorted_names(tmp_path):
+    found = labels(rows_file(tmp_path / "a.jsonl", two_classes()))
+    train = found.split("train")
+    assert found.names == ["even", "odd"]
+    assert train.targets.dtype == np.int64
+    assert [found.names[t] for t in train.targets] == [
+        "odd" if int(text.split()[-1]) % 2 else "even" for text in train.texts
+    ]
+
+
+def test_fractions_depend_on_the_seed_and_the_text_only(tmp_path):
+    path = rows_file(tmp_path / "a.jsonl", two_classes(300))
+    back = rows_file(tmp_path / "b.jsonl", two_classes(300)[::-1])
+    one, two, three = (texts_by_split(labels(p, seed=s)) for p, s in ((path, 0), (back, 0), (path, 1)))
+    assert {name: set(part) for name, part in one.items()} == {name: set(part) for name, part in two.items()}
+    assert one["test"] != three["test"]
+    assert 200 < len(one["train"]) < 280
+
+
+def test_equal_texts_stay_in_one_split_and_across_given_splits_are_counted(tmp_path):
+    path = rows_file(tmp_path / "a.jsonl", two_classes(60) * 3)
+    built = made(labels_of(path), tmp_path / "home")
+    assert built.notes["duplicates_across_splits"] == 0
+    assert built.notes["metrics"]["duplicates"] == 120
+    rows = [*split_rows(), {**split_rows()[0], "split": "test"}, {**split_rows()[1], "label": "even"}]
+    notes = made(labels_of(rows_file(tmp_path / "b.jsonl", rows), split="split"), tmp_path / "home").notes
+    assert notes["duplicates_across_splits"] == 1
+    assert notes["metrics"]["conflicting_classes"] == 1
+    assert notes["datasets"][0]["context"] == "labels"
+
+
+def test_equal_input_gives_equal_bytes(tmp_path):
+    path = rows_file(tmp_path / "a.jsonl", two_classes())
+    assert made(labels_of(path), tmp_path / "one").digest == made(labels_of(path), tmp_path / "two").digest
+
+
+@pytest.mark.parametrize("pair", [("yes", "no"), ("1", "0"), ("on", "off"), ("null", "~"), ("1e3", "0x10")])
+def test_classes_stay_the_strings_they_are(tmp_path, pair):
+    body = "".join(f'"text {i}",{pair[i % 2]}\n' for i in range(60))
+    (tmp_path / "a.csv").write_text("text,label\n" + body)
+    assert labels(tmp_path / "a.csv").names == sorted(pair)
+
+
+@pytest.mark.parametrize(("value", "name"), [(1, "1"), (0, "0"), (True, "true"), (" a b ", "a b"), (1.5, "1.5")])
+def test_a_class_that_is_no_string_becomes_one(value, name):
+    assert class_name(value, "here") == name
+
+
+def test_quoted_csv_keeps_line_ends_quotes_and_lines_of_errors(tmp_path):
+    body = "".join(f'"text, ""{i}""\r\nsecond line",{"ab"[i % 2]}\r\n' for i in range(60))
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext,label\r\n" + body.encode())
+    texts = texts_by_split(labels(tmp_path / "a.csv"))
+    assert sorted(t for part in texts.values() for t in part) == sorted(f'text, "{i}"\nsecond line' for i in range(60))
+    (tmp_path / "b.csv").write_bytes(b"text,label\n" + body.encode() + b'"last\nrow",\n')
+    assert refused(tmp_path / "b.csv").startswith(f"{tmp_path}/b.csv:122: label is ''")
+
+
+@pytest.mark.parametrize("bad", [None, "", "  ", float("nan")])
+def test_a_row_without_a_class_is_named(tmp_path, bad):
+    table = pa.table({"text": ["a", "b", "c"], "label": pa.array([1.0, 2.0, bad] if bad != bad else ["x", "y", bad])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert f"{tmp_path}/a.parquet:3: label is" in refused(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": f"t{i}", "label": "only", "split": "train"} for i in range(5)], "every row has the class 'only'"),
+        ([{"text": "t", "label": "a"}], ":1: no column 'split'. There are: 'text', 'label'"),
+        ([*split_rows(), {"text": "new", "label": "rare", "split": "test"}], ":101: the class 'rare' of this test row"),
+        ([*split_rows(), {"text": "new", "label": "odd", "split": "holdout"}], ":101: split is 'holdout'"),
+        ([*split_rows(), {"text": "new", "label": ["odd"], "split": "test"}], ":101: label is ['odd']: not a class"),
+        ([{**row, "split": "train"} for row in two_classes()], "no row falls to test"),
+        ([{"text": " ", "label": "a", "split": "train"}], "no labelled text"),
+        ([], "no labelled text"),
+    ],
+)
+def test_unusable_labels_are_refused_with_file_and_line(tmp_path, rows, message):
+    assert message in refused(rows_file(tmp_path / "a.jsonl", rows), split="split")
+
+
+def test_plain_text_has_no_labels(tmp_path):
+    (tmp_path / "a.txt").write_text("text\n")
+    assert "plain text has no columns" in refused(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("split", [(0.5, 0.1, 0.1), (1.0, 0.0, 0.0), (1.1, -0.2, 0.1)])
+def test_fractions_that_make_no_sense_are_refused(split):
+    with pytest.raises(ValueError, match="must be fractions"):
+        LabelsConfig(path="a.csv", split=split)
+
+
+def test_a_hundred_thousand_classes_are_read(tmp_path):
+    texts = [f"text {i % 100_000} {i // 100_000}" for i in range(200_000)]
+    table = pa.table({"text": texts, "label": [i % 100_000 for i in range(200_000)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert len(labels(tmp_path / "a.parquet").names) == 100_000
+
+
+examples = st.lists(
+    st.tuples(st.sampled_from("abcdefghijkl"), st.sampled_from("XYZ")).map(lambda p: Example(*p, "", "")), min_size=1
+)
+
+
+@given(examples, st.integers(0, 5))
+def test_fractions_lose_nothing_keep_texts_together_and_leave_every_class_in_train(rows, seed):
+    carved = carve_validation(by_fractions(rows, NO_VALIDATION, seed), 0.3, seed)
+    for splits in (by_fractions(rows, FRACTIONS, seed), carved):
+        assert sorted(row for part in splits.values() for row in part) == sorted(rows)
+        assert {row.label for row in splits["train"]} == {row.label for row in rows}
+        assert not {r.text for r in splits["train"]} & {r.text for r in [*splits["validation"], *splits["test"]]}

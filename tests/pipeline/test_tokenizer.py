@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
+
+from pipeline.encoding import LOWERCASE, PieceEncoder, splits_like_gpt2
+from pipeline.errors import StageFailed
+from pipeline.stages.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    MANY_CHARS,
+    PAD_ID,
+    SPECIAL,
+    TokenizerFile,
+    blank_tokenizer,
+    encode_documents,
+    load_tokenizer,
+    panics,
+)
+from tests.pipeline.data_stages import corpus_of, made, opened, sentences, tokenizer_of, toy_text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFile:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return opened(tokenizer_of(corpus_of(toy_text(folder)), vocab_size=320), folder / "home")
+
+
+def test_special_tokens_come_first_and_stand_around_a_document(trained):
+    tokenizer = trained.load()
+    assert [tokenizer.token_to_id(token) for token in SPECIAL.values()] == [BOS_ID, EOS_ID, PAD_ID] == [0, 1, 2]
+    ids = encode_documents(tokenizer, ["the cat", ""])
+    assert [(i[0], i[-1]) for i in ids] == [(BOS_ID, EOS_ID)] * 2
+    assert len(ids[1]) == 2
+    assert trained.vocab_size == 320
+
+
+@given(st.text(max_size=60))
+def test_any_text_survives_the_round_trip(trained, text):
+    tokenizer = trained.load()
+    (ids,) = encode_documents(tokenizer, [text])
+    assert tokenizer.decode(ids.tolist()) == text
+    assert ids.min() >= 0
+    assert ids.max() < trained.vocab_size
+
+
+@pytest.mark.parametrize("forged", ["<|eos|>", "a<|bos|>b", " <|pad|>", "<|eos|><|eos|>"])
+def test_a_text_cannot_forge_a_special_token(trained, forged):
+    for tokenizer in (trained.load(), load_tokenizer(trained.file)):
+        (ids,) = encode_documents(tokenizer, [forged])
+        assert not np.isin(ids[1:-1], [BOS_ID, EOS_ID, PAD_ID]).any()
+        assert tokenizer.decode(ids[1:-1].tolist(), skip_special_tokens=False) == forged
+        assert tokenizer.encode(forged).ids == ids.tolist()
+
+
+@given(st.text(max_size=80), st.booleans())
+@example(" \t\n x  y\n\n z's'S 'll\x1c!\x1c! \x85 é é\xa0b\u2028 c<|eos|>", True)
+@example("IT'S İstanbul ΣΑΣ  don't\r\n 12 3", True)
+def test_encoding_by_piece_gives_the_ids_of_encoding_whole_texts(trained, text, lowercase):
+    tokenizer = trained.load()
+    tokenizer.normalizer = LOWERCASE if lowercase else None
+    texts = [text, text.encode("ascii", "ignore").decode(), f"the {text} cat"]
+    assert splits_like_gpt2(tokenizer)
+    for got, whole in zip(PieceEncoder(tokenizer).documents(texts), encode_documents(tokenizer, texts), strict=True):
+        assert got.tolist() == whole.tolist()
+
+
+def test_much_text_and_little_text_are_encoded_alike(trained):
+    texts = [*sentences(MANY_CHARS // 20), "é <|eos|>", ""]
+    assert sum(map(len, texts)) > MANY_CHARS
+    together = encode_documents(trained.load(), texts)
+    assert [ids.tolist() for ids in together[-50:]] == [
+        encode_documents(trained.load(), [text])[0].tolist() for text in texts[-50:]
+    ]
+
+
+def test_another_kind_of_tokenizer_is_not_encoded_by_piece(trained):
+    tokenizer = trained.load()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert not splits_like_gpt2(tokenizer)
+
+
+def test_a_corpus_full_of_forged_tokens_does_not_learn_them(tmp_path):
+    (tmp_path / "a.txt").write_text("<|eos|> <|bos|>\n" * 500)
+    tokenizer = opened(tokenizer_of(corpus_of(tmp_path / "a.txt")), tmp_path / "home").load()
+    (ids,) = encode_documents(tokenizer, ["<|eos|> <|bos|>"])
+    assert (ids[1:-1] > PAD_ID).all()
+
+
+def test_lowercase_is_part_of_the_tokenizer(tmp_path):
+    corpus = corpus_of(toy_text(tmp_path))
+    tokenizer = opened(tokenizer_of(corpus, lowercase=True), tmp_path / "home").load()
+    assert tokenizer.decode(encode_documents(tokenizer, ["The CAT É"])[0].tolist()) == "the cat é"
+
+
+def test_the_same_corpus_gives_the_same_bytes_on_any_number_of_threads(tmp_path, monkeypatch):
+    stage = tokenizer_of(corpus_of(toy_text(tmp_path)))
+    one = made(stage, tmp_path / "one")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    assert made(stage, tmp_path / "two").digest == one.digest
+
+
+def test_economy_is_measured(tmp_path):
+    metrics = made(tokenizer_of(corpus_of(toy_text(tmp_path))), tmp_path / "home").notes["metrics"]
+    assert 1 < metrics["bytes_per_token"] < 10
+    assert metrics["fertility"] >= 1
+
+
+def test_a_tiny_corpus_gives_a_small_vocabulary(tmp_path):
+    (tmp_path / "a.txt").write_text("a b\n")
+    assert opened(tokenizer_of(corpus_of(tmp_path / "a.txt")), tmp_path / "home").vocab_size == 259
+
+
+def test_transformers_reads_the_file(trained):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(trained.file), **SPECIAL)
+    assert theirs("the cat sat").input_ids == encode_documents(trained.load(), ["the cat sat"])[0].tolist()
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 2)
+
+
+def test_a_panic_becomes_an_error_of_ours():
+    panic = type("PanicException", (BaseException,), {})
+    with pytest.raises(StageFailed, match="no luck: tokenizers stopped with: boom"), panics("no luck"):
+        raise panic("boom")
+    with pytest.raises(KeyboardInterrupt), panics("no luck"):
+        raise KeyboardInterrupt
+
+
+def test_what_the_corpus_raises_while_it_is_learned_from_comes_through():
+    def texts():
+        yield ["a b"]
+        raise StageFailed("gone")
+
+    with pytest.raises(StageFailed, match="gone"):
+        blank_tokenizer(lowercase=False).train_from_iterator(texts())

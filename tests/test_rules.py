@@ -1,0 +1,51 @@
+"""Rules of the whole tree: what must not be imported, loaded or slow."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCES = sorted(p for folder in ("model", "pipeline", "jobs") for p in Path(folder).rglob("*.py"))
+UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+UNSAFE_CALLS = {"torch.load", "dcp.load", "numpy.load_pickle", "eval", "exec"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_nothing_is_unpickled(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not {a.name.split(".")[0] for a in node.names} & UNSAFE_MODULES
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in UNSAFE_MODULES
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in UNSAFE_CALLS
+            assert not any(k.arg == "allow_pickle" and getattr(k.value, "value", True) for k in node.keywords)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_a_file_can_be_read_in_one_sitting(path: Path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."}, check=False)
+
+
+def test_help_needs_no_heavy_import():
+    code = """
+import sys
+from jobs.cli import app
+app(["--help"], exit_on_error=False, result_action="return_value")
+heavy = {"torch", "ray", "mlflow", "transformers", "sklearn", "pydantic"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_there_in_half_a_second_of_cpu():
+    code = "import resource,subprocess,sys; subprocess.run([sys.executable,'-m','jobs.cli','--help'],stdout=-3); u=resource.getrusage(resource.RUSAGE_CHILDREN); print(u.ru_utime+u.ru_stime)"
+    assert min(float(run(sys.executable, "-c", code).stdout) for _ in range(3)) < 0.5
