@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -46,7 +47,7 @@ class RunView:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(text, soft_wrap=True)
 
     def show(self, event: Started | Built) -> None:
         if isinstance(event, Started):
@@ -55,9 +56,8 @@ class RunView:
         self._running.pop(event.stage.name, None)
         mark = "[green]built [/]" if event.status == "built" else "[cyan]reused[/]"
         seconds = f"{event.seconds:6.1f} s" if event.status == "built" else " " * 8
-        self._console.print(
-            f"{mark} {event.stage.name:<20} {seconds}  [dim]{event.key[:8]}[/]  {headline(event.notes)}"
-        )
+        line = f"{mark} {event.stage.name:<20} {seconds}  [dim]{event.key[:8]}[/]  {headline(event.notes)}"
+        self._console.print(line, soft_wrap=True)
 
     def _render(self) -> Group:
         return Group(*(Text(line, style="yellow") for line in self._progress_lines()))
@@ -79,7 +79,7 @@ class RunView:
     def _tick(self) -> None:
         while not self._stop.wait(PLAIN_SECONDS):
             for line in self._progress_lines():
-                self._console.print(line, markup=False)
+                self._console.print(line, markup=False, soft_wrap=True)
 
 
 def headline(notes: Mapping[str, Any]) -> str:
@@ -87,45 +87,47 @@ def headline(notes: Mapping[str, Any]) -> str:
     return str(notes.get("headline", ""))
 
 
-def result_table(result: Mapping[str, Any], chance: float | None = None) -> Table:
-    """The scores of a run, the cheap baseline beside them."""
-    table = Table(title=None, box=None, pad_edge=False)
-    for column, justify in (
-        ("", "left"),
-        ("accuracy", "right"),
-        ("95 %", "right"),
-        ("macro-F1", "right"),
-        ("ECE", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+def result_table(result: Mapping[str, Any]) -> Table:
+    """The scores of a run, its rivals on the same split beneath."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("test split", "accuracy", "95 % interval", "macro-F1", "ECE"):
+        table.add_column(column, justify="left" if column == "test split" else "right")
     low, high = result["accuracy_ci"]
-    table.add_row(
-        "this classifier", _f(result["accuracy"]), f"{_f(low)}–{_f(high)}", _f(result["macro_f1"]), _f(result["ece"])
-    )
-    rivals = {result["baseline"]["name"]: result["baseline"]} if result["baseline"] else {}
-    if result["random_init"]:
-        rivals["same body, random weights"] = result["random_init"]
-    for name, scores in rivals.items():
-        table.add_row(name, _f(scores["accuracy"]), "", _f(scores["macro_f1"]), "")
+    interval = f"{_f(low)}–{_f(high)}"
+    own = (_f(result["accuracy"]), interval, _f(result["macro_f1"]), _f(result["ece"]))
+    table.add_row("this classifier", *own, style="bold")
+    if rival := result["baseline"]:
+        table.add_row(rival["name"], _f(rival["accuracy"]), "", _f(rival["macro_f1"]))
+    if rival := result["random_init"]:
+        table.add_row("same body, random weights", _f(rival["accuracy"]), "", _f(rival["macro_f1"]))
     return table
 
 
 def _f(value: float) -> str:
-    return f"{value:.3f}".lstrip("0")
+    return f"{value:.3f}"
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """The end of a run, on stdout."""
+    """The end of a run, on stdout: scores, where things are, and what to do next."""
     console = Console(file=sys.stdout, highlight=False)
-    console.print()
     if result.get("accuracy") is not None:
-        console.print(result_table(result))
-        console.print()
-    for title, key in (
-        ("registered", "model_uri"),
-        ("export", "export_dir"),
-        ("report", "report_dir"),
-        ("tracking", "tracking_uri"),
-    ):
-        if result.get(key):
-            console.print(f"{title:<11}{result[key]}", soft_wrap=True)
+        console.print(Padding(result_table(result), (1, 0)))
+    places = {
+        "registered": result.get("model_uri"),
+        "export": result.get("export_dir"),
+        "report": result.get("report_dir") and f"{result['report_dir']}/report.html",
+        "tracking": result["tracking_uri"],
+    }
+    for title, place in places.items():
+        if place:
+            console.print(f"{title:<11}{place}", soft_wrap=True)
+    console.print(f"\nIn {result['wall_seconds']:.0f} s. Next:")
+    for command in _next_commands(result):
+        console.print(f"  {command}", soft_wrap=True)
+
+
+def _next_commands(result: Mapping[str, Any]) -> list[str]:
+    name = result["name"]
+    model = name if result.get("model_uri") else result.get("export_dir")
+    predict = [f'gristmill predict {model} "a text to label"'] if model else []
+    return [*predict, f'gristmill generate {name} "the beginning of"', "gristmill ui"]

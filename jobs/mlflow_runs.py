@@ -53,7 +53,7 @@ def open_book(client: MlflowClient, home: Path, record: Record) -> Book:
 
 
 def _one_each(client: MlflowClient, found: Sequence[Run]) -> dict[str, Run]:
-    """Runs by artifact key, the parent by "". A server that answers too late may have made one twice: the first stays."""
+    """Runs by artifact key, the parent by "". A server that answered too late may have made two: one stays."""
     kept: dict[str, Run] = {}
     for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)):
         if kept.setdefault(run.data.tags.get(KEY, ""), run) is not run:

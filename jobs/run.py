@@ -71,10 +71,10 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
         mirror.start()
         with view, launcher(inline, store.home, config.cluster.cpus) as submit:
             built = _build(graph, store, submit, record, view)
-        result = _result(graph, store, built)
+        result = {"name": config.name, "run": record.record.run} | _result(graph, store, built)
         record.finish("succeeded", result)
-        tracked = _tracked(mirror.finish(MIRROR_SECONDS), uri)
-        result |= tracked | {"wall_seconds": round(time.monotonic() - start, 2)}
+        result |= _tracked(mirror.finish(MIRROR_SECONDS), uri)
+        result |= {"wall_seconds": round(time.monotonic() - start, 2)}
         record.finish("succeeded", result)
         return result
 

@@ -66,5 +66,6 @@ def splits_like_gpt2(tokenizer: Tokenizer) -> bool:
         recipe["pre_tokenizer"] == json.loads(PRE_TOKENIZER.__getstate__())
         and recipe["normalizer"] in (None, json.loads(LOWERCASE.__getstate__()))
         and all(token["special"] for token in recipe["added_tokens"])
+        and recipe["truncation"] is recipe["padding"] is None
         and len(tokenizer.encode("").ids) == 2
     )

@@ -1,6 +1,7 @@
 """The README.md of an export: what the classifier does, how well, beside what, and when not to trust it."""
 
 import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from pipeline.report import headline_rows, verdicts
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
-MARKUP = re.compile(r"([^\w\s])", re.ASCII)
+MARKUP = re.compile(f"([{re.escape(string.punctuation)}])")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,15 +101,16 @@ class GuardedMuon(Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        del closure
         if self.found_inf is None:
-            super().step(closure)
+            super().step()
             return
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         before = [p.clone() for p in parameters]
         bad = self.found_inf.bool()
         for p in parameters:  # so that the momentum stays finite
             p.grad = p.grad.masked_fill(bad, 0)
-        super().step(closure)
+        super().step()
         for p, old in zip(parameters, before, strict=True):
             torch.where(bad, old, p, out=p)
 
@@ -119,16 +120,18 @@ class Joint(Optimizer):
 
     found_inf: Tensor | None = None
 
-    def __init__(self, parts: Sequence[Optimizer]) -> None:
+    def __init__(self, parts: "Sequence[AdamW | GuardedMuon]") -> None:
         super().__init__([group for part in parts for group in part.param_groups], defaults={})
         self.parts = parts
         for part in parts:
             part.state = self.state
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        del closure
         for part in self.parts:
-            part.found_inf = self.found_inf
-            part.step(closure)
+            if self.found_inf is not None:
+                hold_if(part, self.found_inf)
+            part.step()
 
 
 def scale_lr(optimizer: Optimizer, scale: float) -> None:

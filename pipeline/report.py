@@ -12,9 +12,9 @@ from jinja2 import Environment, StrictUndefined, Template
 TEMPLATE = Path(__file__).with_name("report.html")
 
 RIVALS = {
-    "random_init": "same body from random weights",
+    "random_init": "the same body from random weights",
     "baseline": "TF-IDF + logistic regression",
-    "majority": "most frequent class",
+    "majority": "the most frequent class",
 }
 """What scores.json calls a rival -> what a person calls it."""
 

@@ -124,7 +124,7 @@ class Sharded:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
 
-    def _set_moments(self, parameter: nn.Parameter, moments: Mapping[str, Tensor]) -> None:
+    def _set_moments(self, parameter: Any, moments: Mapping[str, Tensor]) -> None:
         for key in MOMENTS:
             if hasattr(parameter, "ds_tensor"):  # safe_set_full_ needs a size that the ranks divide
                 part = _own_part(moments[key], parameter.ds_tensor.numel())
@@ -214,7 +214,8 @@ def _library(device: torch.device) -> ModuleType:
             "engine=deepspeed needs a package that is not installed: pip install 'gristmill[deepspeed]', "
             "or set engine to plain"
         ) from missing
-    deepspeed.ops.__compatible_ops__ = {}  # else it probes the compiler and builds an op that training never uses, 80 s
+    ops: Any = deepspeed.ops
+    ops.__compatible_ops__ = {}  # else it probes the compiler and builds an op that training never uses, 80 s
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     logger.handlers, logger.propagate = [], True  # its own handler writes to stdout
@@ -231,7 +232,8 @@ def _join_group(device: torch.device) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         distributed.init_process_group(backend, timeout=TIMEOUT)
     else:
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+        alone = distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        distributed.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=TIMEOUT)
 
 
 def _config(stage: int, grad_clip: float) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def _write(out: Path, record: dict[str, Any], predictions: list[Prediction], pic
     columns = [f.name for f in fields(Prediction)]
     write_table(out / "predictions.parquet", {name: [getattr(p, name) for p in predictions] for name in columns})
     with (out / "errors.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *map(astuple, mistakes)])
+        csv.writer(file, lineterminator="\n").writerows([columns, *(astuple(mistake) for mistake in mistakes)])
     for name, picture in pictures.items():
         (out / name).write_bytes(picture.light)
     (out / "report.html").write_text(report.render(record, mistakes, list(pictures.values())), encoding="utf-8")

@@ -1,5 +1,6 @@
 """The classifier as a stock Hugging Face folder, published only after transformers computed our logits from it."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from pipeline.stage import Context, Stage
 from pipeline.stages.evaluate import Evaluation
 from pipeline.stages.finetune import Finetune
 from pipeline.stages.labels import Labels
-from pipeline.stages.tokenizer import SPECIAL
+from pipeline.stages.tokenizer import EOS, PAD, SPECIAL
 from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier
 
 Logits = Float32[Tensor, "texts labels"]
@@ -76,6 +77,7 @@ class Export(Stage[ExportFolder]):
         loaded = files.load()
         id2label = dict(enumerate(loaded.labels))
         write_classifier(ctx.out, loaded.model, files.path / TOKENIZER, SPECIAL, id2label)
+        _read_special_tokens_as_text(ctx.out)
         texts = verification_texts(labels.split("test").texts, self.config.verify_texts, loaded.model.cfg.seq_len)
         gap = verify_export(ctx.out, loaded, texts, self.config.tolerance)
         (ctx.out / "README.md").write_text(model_card(scores, self._facts(ctx, loaded, len(texts))), encoding="utf-8")
@@ -110,13 +112,20 @@ def _check_stock(classifier: Finetune) -> None:
         )
 
 
+def _read_special_tokens_as_text(folder: Path) -> None:
+    """Make `<|eos|>` in a text be read as it was in training: as these characters, so that nobody can forge a token."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "split_special_tokens": True}, indent=2) + "\n", encoding="utf-8")
+
+
 def verification_texts(texts: Sequence[str], n_texts: int, seq_len: int) -> list[str]:
-    """Texts of evenly spread lengths, from the shortest to the longest, and one that is too long to be read whole."""
+    """Texts of evenly spread lengths; one that is too long to be read whole; one that spells special tokens."""
     by_length = sorted(set(texts), key=lambda text: (len(text), text))
     places = np.linspace(0, len(by_length) - 1, min(n_texts, len(by_length))).round().astype(int)
     longest = by_length[-1]
     too_long = " ".join([longest] * (seq_len // max(len(longest.split()), 1) + 1))
-    return [*(by_length[place] for place in places), too_long]
+    return [*(by_length[place] for place in places), too_long, f"{EOS} {by_length[0]} {PAD}"]
 
 
 def verify_export(folder: Path, loaded: LoadedClassifier, texts: Sequence[str], tolerance: float) -> float:
@@ -143,7 +152,9 @@ def _their_logits(
     """What a stock installation makes of the folder, offline and without code from it: texts in a batch, and alone."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # seconds of import
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, **where).eval()

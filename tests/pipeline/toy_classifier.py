@@ -64,7 +64,7 @@ def labels_of(folder: Path, rows: int = 240) -> LabelsStage:
     lines = []
     for number in range(rows):
         label = draw.choice(list(CLASSES))
-        words = draw.choices(CLASSES[label].split() + ["and", "the", "of"], k=draw.randint(1, 30))
+        words = draw.choices([*CLASSES[label].split(), "and", "the", "of"], k=draw.randint(1, 30))
         split = ("train", "train", "validation", "test")[number % 4]
         text = f"{' '.join(words)} {SCRIPT} {number}"
         lines.append(json.dumps({"text": text, "label": label, "split": split}))
