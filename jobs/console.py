@@ -93,7 +93,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     for column in ("test split", "accuracy", "95 % interval", "macro-F1", "ECE"):
         table.add_column(column, justify="left" if column == "test split" else "right")
     low, high = result["accuracy_ci"]
-    interval = f"{_f(low)}–{_f(high)}"
+    interval = f"{_f(low)} to {_f(high)}"
     own = (_f(result["accuracy"]), interval, _f(result["macro_f1"]), _f(result["ece"]))
     table.add_row("this classifier", *own, style="bold")
     if rival := result["baseline"]:

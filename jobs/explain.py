@@ -28,7 +28,7 @@ def show_config(path: Path, overrides: Sequence[str], *, origin: bool, as_json: 
 
 
 def explain_key(key: str) -> str:
-    """The type, default, range and meaning of a key, or of every key below it. Raises UsageError with the nearest names."""
+    """Type, default, range and meaning of a key, or of every key below it. Raises UsageError with the nearest names."""
     rows = dict(_rows(schema(PipelineConfig), ()))
     chosen = {name: node for name, node in rows.items() if not key or name == key or name.startswith(f"{key}.")}
     if not chosen:

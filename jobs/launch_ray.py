@@ -1,5 +1,6 @@
 """Run each stage as a Ray task on a cluster of this machine, started for the run and gone with it."""
 
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -8,29 +9,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-# Before ray is imported: these are read at import.
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import ray
 
 from pipeline.runner import Built, Job, Submit, build_one
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 
 @contextmanager
 def local_ray(home: Path, cpus: int) -> Iterator[Submit]:
-    """A Ray of `cpus` slots for the length of the block; submitted jobs are its tasks. Leaving the block ends them all."""
+    """A Ray of `cpus` slots for the length of the block; submitted jobs are its tasks, and end with it."""
     _authenticate(home)
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_TRAIN_ENABLE_PRINT_PATCH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")  # for the processes that ray.init starts
     ray.init(
         "local",
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=True,
-        logging_level="warning",
+        logging_level=logging.WARNING,
         configure_logging=True,
         _node_ip_address="127.0.0.1",
     )
@@ -57,11 +55,11 @@ def ray_map(function: Callable[[T], R], items: Iterable[T], /) -> list[R]:
 
 
 def _authenticate(home: Path) -> None:
-    """Give Ray a token that only this user can read: Ray listens on every interface, and writes its own world-readable."""
+    """Give Ray a token that only this user can read: Ray listens on every interface and would write its own for all."""
     token = home / "ray-token"
     home.mkdir(parents=True, exist_ok=True)
     if not token.exists():
-        with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token.resolve()))

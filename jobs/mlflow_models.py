@@ -55,8 +55,8 @@ def mirror_model(book: Book, child: Run, stage: StageRecord, manifest: Manifest)
         if is_export(manifest):
             _upload_classifier(book, model, book.store.path(stage.kind, stage.key))
         model = book.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    linked = {output.model_id for output in book.client.get_run(child.info.run_id).outputs.model_outputs}
-    if model.model_id not in linked:
+    outputs = book.client.get_run(child.info.run_id).outputs
+    if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
         book.client.log_outputs(child.info.run_id, [LoggedModelOutput(model.model_id, step=0)])
     return model
 

@@ -25,7 +25,7 @@ class Offsets:
     def get(self, key: str, run_id: str) -> int:
         """How many bytes of the journal of this key this tracker run has: 0 where it is another run's offset."""
         known = self._read().get(key, {})
-        return known["bytes"] if known.get("run_id") == run_id else 0
+        return int(known["bytes"]) if known.get("run_id") == run_id else 0
 
     def put(self, key: str, run_id: str, sent_bytes: int) -> None:
         state = self._read() | {key: {"run_id": run_id, "bytes": sent_bytes}}
@@ -35,7 +35,7 @@ class Offsets:
 
     def sent(self, key: str) -> int:
         """How many bytes of this journal any tracker run has."""
-        return self._read().get(key, {}).get("bytes", 0)
+        return int(self._read().get(key, {}).get("bytes", 0))
 
     def _read(self) -> dict[str, dict[str, int | str]]:
         try:

@@ -73,7 +73,8 @@ def _upload_files(book: Book, child: Run, artifact: Path, notes: Mapping[str, An
 
 def _link_models(book: Book, child: Run, manifest: Manifest) -> None:
     """The models this stage started from become inputs of its run."""
-    linked = {model.model_id for model in book.client.get_run(child.info.run_id).inputs.model_inputs}
+    inputs = book.client.get_run(child.info.run_id).inputs
+    linked = {model.model_id for model in (inputs.model_inputs if inputs else [])}
     found = [find_model(book, key) for key in model_ancestors(book.store, manifest)]
     new = [LoggedModelInput(model.model_id) for model in found if model and model.model_id not in linked]
     if new:

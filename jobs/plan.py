@@ -16,7 +16,7 @@ MAX_REASONS = 6
 
 
 def plan_rows(config: Path, overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """`[{"name", "key", "status": "built" | "reused", "reasons"}]`, inputs first. A key is null until its inputs exist."""
+    """`[{"name", "key", "status": "built" | "reused", "reasons"}]`, inputs first; no key until its inputs exist."""
     opened = open_config(config, overrides)
     return [
         {"name": p.stage.name, "key": p.key, "status": p.status, "reasons": p.reasons}

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
-import mlflow
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 ARTIFACT = "classifier"
 TEXTS_PER_BATCH = 32
@@ -31,7 +31,7 @@ class TextClassifier(PythonModel):
         self.config = self.model.config
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
-    def predict(self, model_input: list[str]) -> list[Prediction]:
+    def predict(self, model_input: list[str]) -> list[Prediction]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return [prediction for batch in self._batches(model_input) for prediction in self._predict(batch)]
 
     def _batches(self, texts: list[str]) -> Iterator[list[list[int]]]:
@@ -60,4 +60,4 @@ class TextClassifier(PythonModel):
             yield {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
 
 
-mlflow.models.set_model(TextClassifier())
+set_model(TextClassifier())

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int64
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
 from sklearn.multiclass import OneVsRestClassifier
 
+from pipeline.metrics import macro_f1
 from pipeline.stages.labels import LabelledSplit
 
 Targets = Int64[np.ndarray, " n"]
@@ -41,7 +41,7 @@ def tfidf_logreg(train: LabelledSplit, validation: LabelledSplit, texts: Sequenc
         return majority(both.targets, len(texts))
     features, regression = _features(), _regression(_best_strength(train, validation))
     regression.fit(features.fit_transform(both.texts), both.targets)
-    return regression.predict(features.transform(texts))
+    return np.asarray(regression.predict(features.transform(texts)))
 
 
 def _learnable(split: LabelledSplit) -> bool:
@@ -55,11 +55,11 @@ def _best_strength(train: LabelledSplit, validation: LabelledSplit) -> float:
     features = _features().fit(train.texts)
     known, unseen = features.transform(train.texts), features.transform(validation.texts)
 
-    def macro_f1(strength: float) -> float:
+    def quality(strength: float) -> float:
         predicted = _regression(strength).fit(known, train.targets).predict(unseen)
-        return float(f1_score(validation.targets, predicted, average="macro", zero_division=0))
+        return macro_f1(validation.targets, predicted)
 
-    return max(STRENGTHS, key=macro_f1)
+    return max(STRENGTHS, key=quality)
 
 
 def _features() -> TfidfVectorizer:

@@ -21,7 +21,7 @@ FEISTEL_ROUNDS = 6
 
 @dataclass(frozen=True, eq=False)
 class StepBatch:
-    """What one rank computes in one optimizer step. `targets` counts the targets of the whole step, all ranks together."""
+    """What one rank computes in one optimizer step. `targets` counts those of the whole step, all ranks together."""
 
     micro_batches: list[Batch]
     targets: int
@@ -37,7 +37,8 @@ class Sampling(Protocol):
 class TokenStream(Protocol):
     """A flat sequence of tokens on disk that knows where documents start."""
 
-    n_tokens: int
+    @property
+    def n_tokens(self) -> int: ...
 
     def rows(self, starts: Ints, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and the number of each token's document, both int64 [n, length]."""
@@ -62,7 +63,7 @@ def combine(*parts: int) -> int:
 
 
 def permute(index: Ints, size: int, key: int) -> Ints:
-    """Where each index below `size` goes in the permutation of 0..size-1 named by `key`; memory does not grow with size.
+    """Where each index below `size` goes in the permutation of 0..size-1 named by `key`, in memory free of `size`.
 
     A balanced Feistel network over the next even number of bits, walked until the value falls below `size` again
     (cycle walking: Black and Rogaway 2002).
@@ -94,7 +95,7 @@ def sample_ids(step: int, per_step: int, size: int, seed: int) -> Ints:
 
 
 def dropout_keys(seed: int, step: int, rows: int) -> Ints:
-    """One random number a row of the step's global batch, so that no split into ranks or micro batches changes a mask."""
+    """One random number a row of the step's global batch: no split into ranks or micro batches changes a mask."""
     return mix(np.arange(rows, dtype=np.uint64), combine(seed, step)).astype(np.int64)
 
 
@@ -194,7 +195,9 @@ class LabelledSampling:
         keys = dropout_keys(self.seed, step, len(rows)) if self.dropout else None
         mine = range(rank, len(rows), world_size)
         parts = [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
-        batches = [self._micro_batch([ids[rows[r]] for r in part], None if keys is None else keys[part]) for part in parts]
+        batches = [
+            self._micro_batch([ids[rows[r]] for r in part], None if keys is None else keys[part]) for part in parts
+        ]
         return StepBatch(batches, len(ids), ids)
 
     def _micro_batch(self, rows: list[Ints], keys: Ints | None) -> Batch:
@@ -203,7 +206,7 @@ class LabelledSampling:
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Spread items over rows that hold `capacity`, first fit, longest first; the items of each row by index, ascending."""
+    """Spread items over rows that hold `capacity`, first fit, longest first; each row by ascending index."""
     rows: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -218,7 +221,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def fill_rows(rows: Sequence[Sequence[np.ndarray]], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Write documents one after the other into rows as long as the fullest: tokens int64, document ids int32 (-1 is pad)."""
+    """Documents one after the other in rows as long as the fullest: tokens int64, document ids int32 (-1 is pad)."""
     length = max(sum(len(document) for document in row) for row in rows)
     tokens = np.full((len(rows), length), pad_id, dtype=np.int64)
     documents = np.full((len(rows), length), -1, dtype=np.int32)

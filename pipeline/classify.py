@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from model.heads import Classifier
 from pipeline.batches import fill_rows
-from pipeline.precision import autocast
+from pipeline.precision import Precision, autocast
 from pipeline.stages.tokenizer import encode_documents, load_tokenizer
 from pipeline.weights import LoadedClassifier
 
@@ -20,7 +20,7 @@ Probabilities = Float32[np.ndarray, "documents labels"]
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> list[np.ndarray]:
-    """Token ids of each text with its special tokens, cut to `seq_len` by dropping the end of the text, never the eos."""
+    """Token ids of each text with its special tokens, cut to `seq_len` by dropping the end of the text, not the eos."""
     return [_cut(ids, seq_len) for ids in encode_documents(tokenizer, list(texts))]
 
 
@@ -32,7 +32,7 @@ def probabilities(
     loaded: LoadedClassifier,
     texts: Sequence[str],
     *,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Probabilities:
     """The probability of every label for every text, rows in the order of the texts."""
@@ -44,7 +44,7 @@ def document_probabilities(
     model: Classifier,
     documents: Sequence[np.ndarray],
     *,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Probabilities:
     """As `probabilities`, for token ids. Batches hold documents of like length, so little is spent on padding."""
@@ -63,7 +63,7 @@ def document_probabilities(
 
 
 def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in groups of about TOKENS_PER_BATCH tokens, longest documents first so that memory is at its peak at once."""
+    """Indices in groups of about TOKENS_PER_BATCH tokens, longest documents first: memory is at its peak at once."""
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if group and (len(group) + 1) * lengths[group[0]] > TOKENS_PER_BATCH:

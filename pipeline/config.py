@@ -182,7 +182,7 @@ def _explain(error: ErrorDetails, origins: Mapping[Path_, Origin], file: Origin,
     at = tuple(error["loc"][1:])
     origin = next((origins[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origins), file)
     section = properties(document, at[:-1])
-    key = at if at and at[-1] in section or error["type"] == "unexpected_keyword_argument" else _written(at, origins)
+    key = at if (at and at[-1] in section) or error["type"] == "unexpected_keyword_argument" else _written(at, origins)
     return origin.error(f"{'.'.join(map(str, key)) or 'config'}{_message(error, at, sorted(section))}")
 
 
@@ -199,7 +199,7 @@ def _message(error: ErrorDetails, at: Path_, known: Sequence[str]) -> str:
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return ": required, and not given"
         case "value_error":
-            return f": {error['ctx']['error']}"
+            return f": {error.get('ctx', {}).get('error')}"
         case _:
             return f"={error['input']!r}: {error['msg'].replace('Input should be', 'must be')}"
 

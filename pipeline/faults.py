@@ -7,7 +7,7 @@ _hits: dict[str, int] = {}
 
 
 def fault_point(name: str) -> None:
-    """Do nothing, unless `GRISTMILL_FAULT=name:n` names this point: then SIGKILL this process on the n-th pass (from 1)."""
+    """Do nothing, unless `GRISTMILL_FAULT=name:n` names this point: then SIGKILL this process on pass n, from 1."""
     wanted = os.environ.get("GRISTMILL_FAULT")
     if not wanted:
         return

@@ -1,4 +1,4 @@
-"""Identity: the same recipe gives the same key, in any process, on any machine, and says how it differs from another."""
+"""Identity: the same recipe gives the same key, in any process, on any machine, and says how another differs."""
 
 import json
 import math

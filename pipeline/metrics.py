@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Int64
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
 Targets = Int64[np.ndarray, " n"]
 Probabilities = Float[np.ndarray, "n n_labels"]
@@ -129,6 +129,11 @@ def score(
     )
 
 
+def macro_f1(targets: Targets, predicted: Targets) -> float:
+    """The unweighted mean of the classes' F1."""
+    return float(f1_score(targets, predicted, average="macro", zero_division=0))  # pyright: ignore[reportArgumentType]
+
+
 def calibration(targets: Targets, probabilities: Probabilities) -> dict[str, float]:
     """`{"log_loss", "brier", "ece"}`: how far the probabilities can be believed."""
     columns = np.arange(probabilities.shape[1])
@@ -136,7 +141,7 @@ def calibration(targets: Targets, probabilities: Probabilities) -> dict[str, flo
     exact /= exact.sum(axis=1, keepdims=True)  # float32 rows sum to 1 only nearly
     return {
         "log_loss": _round(log_loss(targets, exact, labels=columns)),
-        "brier": _round(brier_score_loss(targets, exact, labels=columns, scale_by_half=False)),
+        "brier": _round(brier_score_loss(targets, exact, labels=columns, scale_by_half=False)),  # pyright: ignore[reportArgumentType]
         "ece": _round(expected_calibration_error(calibration_bins(targets, exact))),
     }
 
@@ -144,11 +149,15 @@ def calibration(targets: Targets, probabilities: Probabilities) -> dict[str, flo
 def class_scores(labelling: Labelling, names: Sequence[str]) -> list[ClassScore]:
     """Precision, recall, F1 and support of every class, in the order of `names`."""
     columns = precision_recall_fscore_support(
-        labelling.targets, labelling.predicted, labels=np.arange(len(names)), zero_division=0
+        labelling.targets,
+        labelling.predicted,
+        labels=np.arange(len(names)),
+        zero_division=0,  # pyright: ignore[reportArgumentType]
     )
+    rows = np.array(columns).T
     return [
         ClassScore(name, _round(precision), _round(recall), _round(f1), int(support))
-        for name, precision, recall, f1, support in zip(names, *columns, strict=True)
+        for name, (precision, recall, f1, support) in zip(names, rows, strict=True)
     ]
 
 
@@ -178,7 +187,8 @@ def temperature(targets: Targets, probabilities: Probabilities) -> float:
     def loss(log_t: float) -> float:
         return log_loss(targets, with_temperature(probabilities, np.exp(log_t)), labels=columns)
 
-    return _round(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-4}).x))
+    best: Any = minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-4})
+    return _round(np.exp(best.x))
 
 
 def with_temperature(probabilities: Probabilities, t: float) -> Probabilities:

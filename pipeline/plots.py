@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def confusion_matrix(confusion: np.ndarray, names: Sequence[str], theme: Theme =
     side = max(len(shown) * (0.46 if len(shown) <= 20 else 0.3), 2.6) + 1.8
     figure, ax = _canvas(side + 0.4, side, theme)
     ax.imshow(shares, cmap=LinearSegmentedColormap.from_list("shares", [theme.paper, theme.accent]), vmin=0, vmax=1)
-    labels = [_short(names[i]) for i in shown]
+    labels = [_short(name) for name in np.array(names, dtype=object)[shown]]
     ax.set_xticks(range(len(shown)), labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
     ax.set_yticks(range(len(shown)), labels, parse_math=False)
     ax.set_xticks(np.arange(1, len(shown)) - 0.5, minor=True)
@@ -63,7 +64,7 @@ def _write_shares(ax: Axes, shares: np.ndarray, theme: Theme) -> None:
     image = ax.images[0]
     for row, column in np.argwhere(shares >= (0.005 if few else 0.05)):
         share = shares[row, column]
-        color = _readable_on(image.to_rgba(share), theme)
+        color = _readable_on(tuple(image.to_rgba(share)), theme)
         ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9 if few else 7, color=color)
 
 
@@ -152,7 +153,7 @@ def _dress(ax: Axes, theme: Theme) -> None:
     ax.title.set_fontsize(11)
 
 
-def _legend(ax: Axes, theme: Theme, loc: str) -> None:
+def _legend(ax: Axes, theme: Theme, loc: Literal["best", "upper left"]) -> None:
     ax.legend(loc=loc, fontsize=8.5, facecolor=theme.paper, edgecolor=theme.faint, labelcolor=theme.ink)
 
 

@@ -118,7 +118,9 @@ def verify(folder: Path) -> Manifest:
     """Read every file of an artifact against its manifest. Raises DamagedArtifact with path, digests and remedy."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise DamagedArtifact(f"{folder}: no valid {MANIFEST}, so there is no artifact here. Delete the folder and run again.")
+        raise DamagedArtifact(
+            f"{folder}: no valid {MANIFEST}, so there is no artifact here. Delete the folder and run again."
+        )
     for name, expected in manifest.files.items():
         path = folder / name
         actual = file_digest(path) if path.is_file() else "no such file"
@@ -128,11 +130,14 @@ def verify(folder: Path) -> Manifest:
                 f"Delete {folder} and run again: it is rebuilt from its inputs."
             )
     if combined(manifest.files) != manifest.digest:
-        raise DamagedArtifact(f"{folder / MANIFEST}: damaged: it does not match its own digest {manifest.digest}. Delete {folder} and run again.")
+        raise DamagedArtifact(
+            f"{folder / MANIFEST}: damaged: it does not match its own digest {manifest.digest}. "
+            f"Delete {folder} and run again."
+        )
     return manifest
 
 
 def sweep(target: Path) -> None:
-    """Remove what interrupted writers of `target` left beside it. Call it only under the lock that guards the target."""
+    """Remove what interrupted writers of `target` left beside it. Call it only under the lock that guards it."""
     for orphan in target.parent.glob(f"{SCRATCH_PREFIX}{target.name}-*"):
         shutil.rmtree(orphan, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Build what is missing, reuse what is there: a stage runs after everything it needs, once, and only if its key is new."""
+"""Build what is missing, reuse what is there: a stage runs after what it needs, once, and only if its key is new."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

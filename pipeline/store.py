@@ -18,7 +18,7 @@ log = logging.getLogger("gristmill")
 
 @dataclass(frozen=True)
 class Store:
-    """Layout under `home`: `store/` finished artifacts, `work/` what a killed stage goes on from, `journal/` metrics."""
+    """Under `home`: `store/` finished artifacts, `work/` what a killed stage goes on from, `journal/` metrics."""
 
     home: Path
 
@@ -56,7 +56,7 @@ class Store:
 
     @contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:
-        """Only one process builds an artifact; another waits, and says for whom. The kernel frees a dead holder's lock."""
+        """Only one process builds an artifact; another waits, and says so. The kernel frees a dead holder's lock."""
         path = self.home / "locks" / f"{kind}-{key}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)

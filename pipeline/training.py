@@ -50,7 +50,7 @@ class TrainingConfig:
     grad_clip: Annotated[float, Ge(0)] = 1.0
     """Largest global gradient norm; 0 is no limit."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the forward and backward pass; weights stay float32. auto: bf16 where this machine multiplies it in hardware."""
+    """Of forward and backward passes; weights stay float32. auto: bf16 where the machine multiplies it in hardware."""
     micro_batch_size: Annotated[int, Ge(1)] = knob(16)
     """Rows in one forward pass: as many as fit in memory."""
     engine: Literal["plain", "deepspeed"] = knob("plain")

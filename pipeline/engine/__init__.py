@@ -8,7 +8,7 @@ run may change engine, ZeRO stage or number of workers at any checkpoint.
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 from annotated_types import Ge, Le
@@ -21,7 +21,8 @@ from pipeline.identity import knob
 from pipeline.optimizer import Moments, OptimizerConfig
 
 T = TypeVar("T")
-Objective = Callable[[nn.Module, Batch], Loss]
+Objective = Callable[[Any, Batch], Loss]
+"""A loss of a model and a batch; the model is the module, of whatever class, that the engine was created with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ class Engine(Protocol):
         """
         ...
 
-    def forward(self, function: Callable[[nn.Module], T]) -> T:
+    def forward(self, function: Callable[[Any], T]) -> T:
         """`function(model)` in the engine's precision, with no gradient; what it reads must be on `device`."""
         ...
 

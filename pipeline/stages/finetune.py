@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
-from sklearn.metrics import accuracy_score, f1_score
 
 from model.config import ModelConfig
 from model.heads import Classifier, LanguageModel, swap_head
@@ -20,6 +19,7 @@ from pipeline import checkpoint
 from pipeline.batches import LabelledSampling
 from pipeline.classify import document_probabilities, tokenize
 from pipeline.engine import Engine
+from pipeline.metrics import macro_f1
 from pipeline.schedule import lr_scale
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.labels import Labels
@@ -83,9 +83,7 @@ class Finetune(Stage[ClassifierFiles]):
 
         best = self._fit(ctx, engine, sampling, exam)
 
-        write_classifier(
-            ctx.out, best.state.params, classifier.cfg, labels.names, self.config.pooling, tokenizer.file
-        )
+        write_classifier(ctx.out, best.state.params, classifier.cfg, labels.names, self.config.pooling, tokenizer.file)
         score = best.extra["history"][-1]
         ctx.notes["metrics"] = {"val/macro_f1": score["macro_f1"], "val/accuracy": score["accuracy"]}
         ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
@@ -147,7 +145,7 @@ class Finetune(Stage[ClassifierFiles]):
         return partial(lr_scale, steps=total, config=self.config.schedule_config)
 
     def _keep(self, ctx: Context, checkpoints: Checkpoints, step: int) -> None:
-        """Record an epoch's score, and keep its weights if it is the best: first those, then the checkpoint that says so."""
+        """Record an epoch's score, and keep its weights if it is the best, before the checkpoint that says so."""
         history = checkpoints.extra["history"]
         score = history[-1]
         ctx.tracker.metrics({f"val/{name}": score[name] for name in ("macro_f1", "accuracy")}, step=step - 1)
@@ -170,8 +168,8 @@ class Exam:
 
         predicted = engine.forward(classify).argmax(axis=1)
         return {
-            "macro_f1": float(f1_score(self.targets, predicted, average="macro", zero_division=0)),
-            "accuracy": float(accuracy_score(self.targets, predicted)),
+            "macro_f1": macro_f1(self.targets, predicted),
+            "accuracy": float((self.targets == predicted).mean()),
         }
 
 

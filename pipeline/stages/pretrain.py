@@ -119,7 +119,9 @@ class Pretrain(Stage[LanguageModelFiles]):
         points = list(read_journal(ctx.store.journal(self.kind, ctx.key)))
         training_curve(points, ctx.out / "loss.png")
         loaded = LanguageModelFiles(ctx.out).load()
-        (ctx.out / "samples.txt").write_text(sample_texts(loaded.model, loaded.tokenizer, self.config.samples, self.seed))
+        (ctx.out / "samples.txt").write_text(
+            sample_texts(loaded.model, loaded.tokenizer, self.config.samples, self.seed)
+        )
         last = {name: value for point in points for name, value in point.metrics.items()}
         peak = measured_matmul_flops(self.config.precision, engine.device)  # type: ignore[arg-type]
         speed = meter.tokens_per_second
@@ -134,9 +136,8 @@ class Pretrain(Stage[LanguageModelFiles]):
         }
         ctx.notes["files"] = ["loss.png", "samples.txt"]
         ctx.notes["model"] = {"role": "base"}
-        ctx.notes["headline"] = (
-            f"val loss {last['val/loss']:.3f}, {last['val/bpb']:.3f} bits/byte, {speed:,.0f} tokens/s, MFU {100 * mfu:.0f} %"
-        )
+        quality = f"val loss {last['val/loss']:.3f}, {last['val/bpb']:.3f} bits/byte"
+        ctx.notes["headline"] = f"{quality}, {speed:,.0f} tokens/s, MFU {100 * mfu:.0f} %"
 
 
 def validation(engine: Engine, shards: TokenShards, seq_len: int, cfg: PretrainConfig) -> dict[str, float]:

@@ -171,7 +171,7 @@ def encode_task(task: Task) -> dict[Split, list[Written]]:
 
 def _encode_unit(task: Task, unit: Unit, encode: Encode) -> dict[Split, Written]:
     fault_point("shards.unit")
-    written = {split: Written(f"{split}-{unit.number:05d}.bin") for split in SPLITS}
+    written: dict[Split, Written] = {split: Written(f"{split}-{unit.number:05d}.bin") for split in SPLITS}
     lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
     files = {split: (task.out / written[split].file).open("wb") for split in SPLITS}
     for texts in _batches(unit):

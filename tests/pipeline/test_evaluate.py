@@ -10,8 +10,8 @@ import pytest
 from pipeline.publish import digests
 from pipeline.runner import Built
 from pipeline.stage import Context
-from pipeline.stages.evaluate import Evaluate, Evaluation
-from pipeline.stages.labels import LabelsStage
+from pipeline.stages.evaluate import Evaluate, Evaluation, _ready, _scaled
+from pipeline.stages.labels import LabelledSplit, LabelsStage
 from pipeline.store import Store
 from tests.pipeline.data_stages import made
 from tests.pipeline.toy_classifier import SCRIPT, evaluate_of, labels_of
@@ -128,9 +128,6 @@ def test_baseline_and_random_weights_can_be_left_out(labels: LabelsStage, home: 
 
 
 def test_without_validation_rows_nothing_is_rescaled(stage: Evaluate, home: Path, built: Built, tmp_path: Path):
-    from pipeline.stages.evaluate import _ready, _scaled
-    from pipeline.stages.labels import LabelledSplit
-
     loaded = _ready(stage.classifier.load(_input_path(home, built)))
     ctx = Context(store=Store(home), key="", keys={}, out=tmp_path, work=tmp_path)
     empty = LabelledSplit([], np.array([], dtype=np.int64))

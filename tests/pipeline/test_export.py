@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
+from pipeline.classify import probabilities
 from pipeline.errors import StageFailed, UsageError
 from pipeline.runner import Built
 from pipeline.stages.evaluate import Evaluate
@@ -72,8 +74,6 @@ def test_the_folder_is_a_stock_classifier(folder: Path, built: Built):
 
 def test_transformers_pipeline_gives_our_labels(folder: Path, loaded: LoadedClassifier):
     from transformers import pipeline
-
-    from pipeline.classify import probabilities
 
     theirs = pipeline("text-classification", model=str(folder))(TEXTS, truncation=True)
     ours = probabilities(loaded, TEXTS)
@@ -174,6 +174,4 @@ def test_what_has_no_stock_form_is_refused_before_anything_is_trained(
 
 
 def _copy(folder: Path, target: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(folder, target / "copy"))

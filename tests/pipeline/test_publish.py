@@ -26,9 +26,13 @@ def test_what_is_published_is_complete_and_verified(tmp_path: Path):
 
 
 def test_a_block_that_raises_leaves_nothing(tmp_path: Path):
-    with pytest.raises(RuntimeError, match="stop"), publish.publishing(tmp_path / "a", {}) as scratch:
-        (scratch / "half").write_text("x")
-        raise RuntimeError("stop")
+    def stop_half_way() -> None:
+        with publish.publishing(tmp_path / "a", {}) as scratch:
+            (scratch / "half").write_text("x")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop_half_way()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -58,7 +58,7 @@ def test_events_start_before_they_end(tmp_path: Path):
 
 def test_a_plan_says_what_and_why_and_builds_nothing(tmp_path: Path):
     store = Store(tmp_path)
-    assert [p.reasons for p in plan([sum_of(1, 2)], store)][0] == ["no number has been built yet"]
+    assert next(p.reasons for p in plan([sum_of(1, 2)], store)) == ["no number has been built yet"]
     assert not (tmp_path / "store").exists()
     run(sum_of(1, 2), store)
     left, right, total = plan([sum_of(1, 2, scale=3)], store)
@@ -72,7 +72,7 @@ def test_a_plan_says_what_and_why_and_builds_nothing(tmp_path: Path):
 def test_a_stage_that_dies_leaves_no_artifact(tmp_path: Path):
     with pytest.raises(StageFailed, match="power cut"):
         run(Dies(), Store(tmp_path))
-    assert not [p for p in tmp_path.rglob("*.bin")]
+    assert not list(tmp_path.rglob("*.bin"))
     assert not [p for p in (tmp_path / "store").rglob("*") if p.is_file()]
 
 
