@@ -23,6 +23,7 @@ from pipeline.store import Store
 
 MIRROR_SECONDS = 30.0
 """How long the end of a run waits for the tracking server before it leaves the rest to `gristmill sync`."""
+MIRROR_SECONDS_AFTER_FAILURE = 10.0
 
 
 def home() -> Path:
@@ -67,9 +68,8 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
     )
     with opening as record:
         write_resolved(record.folder / "resolved.yaml", config)
-        mirror = Mirror(store.home, record.record.run, uri)
-        mirror.start()
-        with view, launcher(inline, store.home, config.cluster.cpus) as submit:
+        mirror = Mirror(store.home, record.record.run, uri).start()
+        with _told_if_it_ends_badly(record, mirror), view, launcher(inline, store.home, config.cluster.cpus) as submit:
             built = _build(graph, store, submit, record, view)
         result = {"name": config.name, "run": record.record.run} | _result(graph, store, built)
         record.finish("succeeded", result)
@@ -77,6 +77,20 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
         result |= {"wall_seconds": round(time.monotonic() - start, 2)}
         record.finish("succeeded", result)
         return result
+
+
+@contextmanager
+def _told_if_it_ends_badly(record: OpenRecord, mirror: Mirror) -> Iterator[None]:
+    """Whatever ends the block early is written down and shown to the tracker before it goes on its way."""
+    try:
+        yield
+    except BaseException as error:
+        for stage in record.record.stages:
+            if stage.status == "running":
+                record.failed(stage.name)
+        record.finish("cancelled" if isinstance(error, KeyboardInterrupt) else "failed")
+        mirror.finish(MIRROR_SECONDS_AFTER_FAILURE)
+        raise
 
 
 def write_resolved(path: Path, config: PipelineConfig) -> None:
@@ -116,21 +130,15 @@ def _result(graph: Graph, store: Store, built: Sequence[Built]) -> dict[str, Any
         {"name": b.stage.name, "key": b.key, "status": b.status, "seconds": round(b.seconds, 2)}
         for b in (by_name[stage.name] for stage in topological(graph.targets))
     ]
-    result: dict[str, Any] = {"status": "succeeded", "wall_seconds": 0.0, "stages": stages}
-    if graph.evaluate is None or graph.export is None:
+    result: dict[str, Any] = {"status": "succeeded", "stages": stages}
+    if graph.export:
+        result["export_dir"] = str(store.path("export", by_name["export"].key))
+    if graph.evaluate is None:
         return result
     report_dir = store.path("evaluate", by_name["evaluate"].key)
-    export_dir = store.path("export", by_name["export"].key)
     scores = graph.evaluate.load(report_dir).scores
     wanted = ("accuracy", "accuracy_ci", "macro_f1", "ece", "baseline", "random_init")
-    return (
-        result
-        | {name: scores[name] for name in wanted}
-        | {
-            "export_dir": str(export_dir),
-            "report_dir": str(report_dir),
-        }
-    )
+    return result | {name: scores[name] for name in wanted} | {"report_dir": str(report_dir)}
 
 
 def _tracked(mirrored: Mirrored | None, uri: str) -> dict[str, Any]:

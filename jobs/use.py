@@ -13,6 +13,9 @@ from pipeline.errors import UsageError
 
 SHOWN_LABELS = 3
 
+REDACTED = ":***@"
+"""In a recorded URI; the environment then has the real one."""
+
 
 def predict(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
     """`[{"text", "label", "probabilities": {label: p}}]`, a row a text, with a registered or exported classifier."""
@@ -121,7 +124,8 @@ def sync_runs(where: Path, run: str | None) -> list[dict[str, Any]]:
         raise UsageError(f"{run!r} is no run of {where.resolve()}")
     rows = []
     for record in records:
-        uri = record.tracking_uri or tracking_uri()
+        kept = record.tracking_uri
+        uri = tracking_uri() if not kept or REDACTED in kept else kept
         mirrored = sync(where, record.run, uri)
         rows.append({"run": record.run, "tracking_uri": uri, "mlflow_run_id": mirrored.run_id})
     return rows

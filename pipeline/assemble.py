@@ -114,7 +114,8 @@ class PipelineConfig:
     labels: LabelsConfig | None = None
     finetune: FinetuneConfig = FinetuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    export: ExportConfig = ExportConfig()
+    export: ExportConfig | None = ExportConfig()
+    """null makes and registers none: for a classifier without a stock Llama form, such as one with mean pooling."""
     cluster: ClusterConfig = knob(default_factory=ClusterConfig)
     tracking: TrackingConfig = knob(default_factory=TrackingConfig)
     register: RegisterConfig = knob(default_factory=RegisterConfig)
@@ -146,17 +147,18 @@ def assemble(config: PipelineConfig) -> Graph:
     tokenizer = TokenizerStage(config=config.tokenizer, corpus=corpus)
     shards = ShardsStage(config=config.shards, corpus=corpus, tokenizer=tokenizer)
     model = config.model.resolve(config.tokenizer.vocab_size)
-    base = Pretrain(config=config.pretrain, model=model, shards=shards, tokenizer=tokenizer, seed=config.seed)
+    pretraining, finetuning = config.pretrain.resolve(), config.finetune.resolve()
+    base = Pretrain(config=pretraining, model=model, shards=shards, tokenizer=tokenizer, seed=config.seed)
     if config.labels is None:
         return Graph(corpus, tokenizer, shards, base)
 
     labels = LabelsStage(config=config.labels, seed=config.seed)
     classifier = Finetune(
-        config=config.finetune, base=base, model=model, tokenizer=tokenizer, labels=labels, seed=config.seed
+        config=finetuning, base=base, model=model, tokenizer=tokenizer, labels=labels, seed=config.seed
     )
     from_random = replace(classifier, base=None, label="random-init") if config.evaluate.random_init else None
     scores = Evaluate(
         config=config.evaluate, classifier=classifier, labels=labels, random_init=from_random, seed=config.seed
     )
-    export = Export(config=config.export, classifier=classifier, labels=labels, evaluation=scores)
+    export = config.export and Export(config=config.export, classifier=classifier, labels=labels, evaluation=scores)
     return Graph(corpus, tokenizer, shards, base, labels, classifier, from_random, scores, export)

@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
-from pipeline.metrics import macro_f1
+from pipeline.metrics import Labelling
 from pipeline.stages.labels import LabelledSplit
 
 Targets = Int64[np.ndarray, " n"]
@@ -55,9 +55,11 @@ def _best_strength(train: LabelledSplit, validation: LabelledSplit) -> float:
     features = _features().fit(train.texts)
     known, unseen = features.transform(train.texts), features.transform(validation.texts)
 
+    n_labels = 1 + int(max(train.targets.max(), validation.targets.max()))
+
     def quality(strength: float) -> float:
         predicted = _regression(strength).fit(known, train.targets).predict(unseen)
-        return macro_f1(validation.targets, predicted)
+        return Labelling(validation.targets, predicted, n_labels).macro_f1
 
     return max(STRENGTHS, key=quality)
 

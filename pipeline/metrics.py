@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Int64
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss, precision_recall_fscore_support
 
 Targets = Int64[np.ndarray, " n"]
 Probabilities = Float[np.ndarray, "n n_labels"]
@@ -127,11 +127,6 @@ def score(
         per_class=class_scores(labelling, names),
         bins=calibration_bins(targets, probabilities),
     )
-
-
-def macro_f1(targets: Targets, predicted: Targets) -> float:
-    """The unweighted mean of the classes' F1."""
-    return float(f1_score(targets, predicted, average="macro", zero_division=0))  # pyright: ignore[reportArgumentType]
 
 
 def calibration(targets: Targets, probabilities: Probabilities) -> dict[str, float]:

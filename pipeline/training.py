@@ -3,18 +3,19 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from pipeline import checkpoint
-from pipeline.engine import Engine, EngineSettings, Objective, create
+from pipeline.engine import Engine, EngineSettings, Objective, create, pick_device
 from pipeline.identity import knob
 from pipeline.optimizer import OptimizerConfig
+from pipeline.precision import resolve
 from pipeline.schedule import ScheduleConfig
 from pipeline.tracking import Tracker
 from pipeline.train import StepReport
@@ -61,6 +62,10 @@ class TrainingConfig:
     """Time between two checkpoints; 0 is after every step."""
     log_every: Annotated[int, Ge(1)] = knob(10)
     """Steps between two points of the training curve."""
+
+    def resolve(self) -> Self:
+        """The same settings with `auto` decided for this machine, so that the key says what was really used."""
+        return replace(self, precision=resolve(self.precision, pick_device(EngineSettings().device)))
 
     def create_engine(self, model: nn.Module, objective: Objective, n_layers: int) -> Engine:
         return create(

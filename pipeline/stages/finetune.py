@@ -4,12 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from torch import nn
 
 from model.config import ModelConfig
 from model.heads import Classifier, LanguageModel, swap_head
@@ -19,7 +18,8 @@ from pipeline import checkpoint
 from pipeline.batches import LabelledSampling
 from pipeline.classify import document_probabilities, tokenize
 from pipeline.engine import Engine
-from pipeline.metrics import macro_f1
+from pipeline.metrics import Labelling
+from pipeline.precision import resolve
 from pipeline.schedule import lr_scale
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.labels import Labels
@@ -163,14 +163,10 @@ class Exam:
     targets: np.ndarray
 
     def score(self, engine: Engine, precision: str) -> dict[str, float]:
-        def classify(model: nn.Module) -> np.ndarray:
-            return document_probabilities(cast(Classifier, model), self.documents, precision=precision)
-
-        predicted = engine.forward(classify).argmax(axis=1)
-        return {
-            "macro_f1": macro_f1(self.targets, predicted),
-            "accuracy": float((self.targets == predicted).mean()),
-        }
+        chosen = resolve(precision, engine.device)
+        table = engine.forward(partial(document_probabilities, documents=self.documents, precision=chosen))
+        labelling = Labelling(self.targets, table.argmax(axis=1), table.shape[1])
+        return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy}
 
 
 def _best_epoch(history: list[dict[str, Any]]) -> int:
