@@ -45,7 +45,8 @@ def _rows(document: dict[str, Any], at: tuple[str, ...]) -> Iterator[tuple[str, 
 
 def _text(name: str, node: Mapping[str, Any]) -> str:
     default = json.dumps(node["default"]) if "default" in node else "required"
-    return f"{name}: {_type(node)}, default {default}\n    {node.get('description', '').strip()}\n"
+    knob = "; a knob: changing it rebuilds nothing" if node.get("x-knob") else ""
+    return f"{name}: {_type(node)}, default {default}{knob}\n    {node.get('description', '')}\n"
 
 
 def _type(node: Mapping[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""Run each stage as a Ray task on a cluster of this machine, started for the run and gone with it."""
+"""Run each stage as a Ray task on a cluster of this machine, started for the run and gone with it.
+
+Ray reads its settings when it is imported, so it is imported inside the functions, after they are set.
+"""
 
 import logging
 import os
@@ -9,20 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import ray
-
-from pipeline.runner import Built, Job, Submit, build_one
+from pipeline.runner import Built, Job, Submit, build_one, slots
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or worker prints come twice
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 @contextmanager
 def local_ray(home: Path, cpus: int) -> Iterator[Submit]:
     """A Ray of `cpus` slots for the length of the block; submitted jobs are its tasks, and end with it."""
-    _authenticate(home)
-    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_TRAIN_ENABLE_PRINT_PATCH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-        os.environ.setdefault(name, "0")  # for the processes that ray.init starts
+    os.environ |= {**SETTINGS, **_token(home), **os.environ}
+    import ray
+
     ray.init(
         "local",
         num_cpus=cpus,
@@ -34,9 +41,9 @@ def local_ray(home: Path, cpus: int) -> Iterator[Submit]:
     )
 
     def submit(job: Job) -> "Future[Built]":
-        slots = min(cpus, job.stage.resources.cpus or cpus)
-        options = {"num_cpus": slots, "num_gpus": job.stage.resources.gpus, "name": job.stage.name, "max_retries": 0}
-        return ray.remote(_build).options(**options).remote(job, slots).future()
+        own = slots(job.stage, cpus)
+        options = {"num_cpus": own, "num_gpus": job.stage.resources.gpus, "name": job.stage.name, "max_retries": 0}
+        return ray.remote(_build).options(**options).remote(job, own).future()
 
     try:
         yield submit
@@ -49,17 +56,18 @@ def _build(job: Job, cpus: int) -> Built:
 
 
 def ray_map(function: Callable[[T], R], items: Iterable[T], /) -> list[R]:
-    """`Map` as Ray tasks of one slot each; a stage that waits for them lends them its own slot."""
+    """`Map` as Ray tasks of one slot each; a stage that waits for them lends them its own."""
+    import ray
+
     task = ray.remote(function).options(num_cpus=1, max_retries=0)
     return ray.get([task.remote(item) for item in items])
 
 
-def _authenticate(home: Path) -> None:
-    """Give Ray a token that only this user can read: Ray listens on every interface and would write its own for all."""
+def _token(home: Path) -> dict[str, str]:
+    """A token that only this user can read: Ray listens on every interface and would write its own for all to read."""
     token = home / "ray-token"
     home.mkdir(parents=True, exist_ok=True)
     if not token.exists():
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token.resolve()))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.resolve())}

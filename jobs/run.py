@@ -69,9 +69,12 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
     with opening as record:
         write_resolved(record.folder / "resolved.yaml", config)
         mirror = Mirror(store.home, record.record.run, uri).start()
-        with _told_if_it_ends_badly(record, mirror), view, launcher(inline, store.home, config.cluster.cpus) as submit:
-            built = _build(graph, store, submit, record, view)
-        result = {"name": config.name, "run": record.record.run} | _result(graph, store, built)
+        cpus = config.cluster.cpus or len(os.sched_getaffinity(0))
+        with _told_if_it_ends_badly(record, mirror), view, launcher(inline, store.home, cpus) as submit:
+            events = [_note(event, record, view) for event in build(graph.targets, store, submit, cpus=cpus)]
+        result = {"name": config.name, "run": record.record.run} | _result(
+            graph, store, [event for event in events if isinstance(event, Built)]
+        )
         record.finish("succeeded", result)
         result |= _tracked(mirror.finish(MIRROR_SECONDS), uri)
         result |= {"wall_seconds": round(time.monotonic() - start, 2)}
@@ -99,28 +102,25 @@ def write_resolved(path: Path, config: PipelineConfig) -> None:
         YAML().dump(json.loads(json.dumps(asdict(config))), out)
 
 
-def _build(graph: Graph, store: Store, submit: Submit, record: OpenRecord, view: RunView) -> list[Built]:
-    built: list[Built] = []
-    for event in build(graph.targets, store, submit):
-        view.show(event)
-        if isinstance(event, Started):
-            record.started(event.stage.name, event.key)
-        else:
-            record.ended(event.stage.name, event.key, event.status, event.seconds)
-            built.append(event)
-    return built
+def _note(event: Started | Built, record: OpenRecord, view: RunView) -> Started | Built:
+    """Show and write down that a stage began or ended."""
+    view.show(event)
+    if isinstance(event, Started):
+        record.started(event.stage.name, event.key)
+    else:
+        record.ended(event.stage.name, event.key, event.status, event.seconds)
+    return event
 
 
 @contextmanager
 def launcher(inline: bool, where: Path, cpus: int) -> Iterator[Submit]:
     """How stages are executed: as tasks of a local Ray, or one after the other in this process."""
-    slots = cpus or len(os.sched_getaffinity(0))
     if inline:
-        yield lambda job: submit_here(job, cpus=slots)
+        yield lambda job: submit_here(job, cpus=cpus)
         return
-    from jobs.launch_ray import local_ray  # seconds of import, only when used
+    from jobs.launch_ray import local_ray
 
-    with local_ray(where, slots) as submit:
+    with local_ray(where, cpus) as submit:
         yield submit
 
 

@@ -3,11 +3,15 @@
 Values come from, in rising order: defaults, the files named by `extends:`, the file, `--set`. Each knows its origin.
 """
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic_core import ErrorDetails
@@ -16,6 +20,7 @@ from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import UsageError
+from pipeline.identity import is_knob
 
 C = TypeVar("C")
 Path_ = tuple[str | int, ...]
@@ -58,6 +63,7 @@ def schema(cls: type[Any]) -> dict[str, Any]:
     """The JSON Schema of a config, for editors. Descriptions are the docstrings under the fields."""
     document = TypeAdapter(_model(cls)).json_schema()
     root = document["$defs"].pop(cls.__name__)
+    _describe(cls, document["$defs"], root)
     root["properties"]["extends"] = {
         "description": "Files to start from, relative to this one; a value here replaces theirs.",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
@@ -67,8 +73,35 @@ def schema(cls: type[Any]) -> dict[str, Any]:
 
 def _model(cls: type[Any]) -> Any:
     """`cls` as a pydantic model: the model's settings reach every dataclass inside it."""
-    settings = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-    return create_model("Config", __config__=settings, config=(cls, ...))
+    return create_model("Config", __config__=ConfigDict(extra="forbid"), config=(cls, ...))
+
+
+def _describe(cls: type[Any], definitions: dict[str, Any], into: dict[str, Any]) -> None:
+    """Put into a section's schema what its class says of each field, and so on for the sections inside it."""
+    told = _docstrings(cls)
+    for f in fields(cls):
+        property_ = into["properties"][f.name]
+        property_ |= {"description": told[f.name]} if f.name in told else {}
+        property_ |= {"x-knob": True} if is_knob(f) else {}
+    for inner in _sections_of(cls):
+        _describe(inner, definitions, definitions[inner.__name__])
+
+
+def _docstrings(cls: type[Any]) -> dict[str, str]:
+    """The text under each field of a dataclass, its parents' fields included."""
+    told: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
+        for node, text in pairwise(body):
+            match node, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
+                    told[name] = inspect.cleandoc(said)
+    return told
+
+
+def _sections_of(cls: type[Any]) -> Iterator[type[Any]]:
+    for hint in get_type_hints(cls).values():
+        yield from (part for part in (hint, *get_args(hint)) if isinstance(part, type) and is_dataclass(part))
 
 
 def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Path_, Origin]]:

@@ -1,7 +1,9 @@
-"""Text to token ids, each different word once: several times faster than giving a byte-level BPE whole texts, same ids.
+"""Text to token ids, each different word once: fewer CPU seconds than giving a byte-level BPE whole texts, same ids.
 
 A byte-level BPE first splits a text by a regular expression, which takes most of its time, and then encodes one piece
 at a time. Here the split of ASCII text is done by Python's `re`, and a piece that comes again is not encoded again.
+It takes a half to a third of the CPU time for long documents and about three quarters for one-line ones. The split
+runs on one thread: its gain shows in parallel tasks, not in one process that has idle cores and short documents.
 """
 
 import json

@@ -103,16 +103,17 @@ def explain(recipe: dict[str, Any], stage: Stage[Any], store: Store) -> list[str
     return changes(newest.meta["recipe"], recipe) or ["its artifact was deleted or is incomplete"]
 
 
-def build(targets: Sequence[Stage[Any]], store: Store, submit: Submit) -> Iterator[Started | Built]:
-    """Make every target, and yield an event as each stage starts and ends. Stages with no path between them overlap.
+def build(targets: Sequence[Stage[Any]], store: Store, submit: Submit, *, cpus: int = 1) -> Iterator[Started | Built]:
+    """Make every target, and yield an event as each stage starts and ends.
 
-    Raises what a stage raised, as soon as it is known; the caller shuts the launcher down.
+    Stages with no path between them overlap as far as `cpus` go; where they compete, the earlier in the pipeline goes
+    first. Raises what a stage raised, as soon as it is known; the caller shuts the launcher down.
     """
     waiting = topological(targets)
     done: dict[str, Built] = {}
     running: dict[Future[Built], Stage[Any]] = {}
     while waiting or running:
-        for stage in [s for s in waiting if all(needed.name in done for needed in s.inputs.values())]:
+        while (stage := _next(waiting, done, cpus - sum(slots(s, cpus) for s in running.values()), cpus)) is not None:
             waiting.remove(stage)
             job = job_for(stage, store, done)
             yield Started(stage, job.key)
@@ -123,6 +124,19 @@ def build(targets: Sequence[Stage[Any]], store: Store, submit: Submit) -> Iterat
             built = future.result()
             done[built.stage.name] = built
             yield built
+
+
+def slots(stage: Stage[Any], cpus: int) -> int:
+    """How many of `cpus` a stage takes up."""
+    return min(cpus, stage.resources.cpus or cpus)
+
+
+def _next(waiting: Sequence[Stage[Any]], done: Mapping[str, Built], free: int, cpus: int) -> Stage[Any] | None:
+    """The first stage whose inputs are done and that fits."""
+    for stage in waiting:
+        if all(needed.name in done for needed in stage.inputs.values()) and slots(stage, cpus) <= free:
+            return stage
+    return None
 
 
 def job_for(stage: Stage[Any], store: Store, done: Mapping[str, Built]) -> Job:

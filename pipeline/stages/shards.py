@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt
 from pipeline.errors import DataError
 from pipeline.faults import fault_point
 from pipeline.identity import knob
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.corpus import Corpus
 from pipeline.stages.tokenizer import MANY_CHARS, Encode, TokenizerFile, encoder, load_tokenizer
 from pipeline.tables import n_groups, read_group
@@ -115,6 +115,10 @@ class ShardsStage(Stage[TokenShards]):
     @property
     def kind(self) -> str:
         return "shards"
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=0)
 
     def run(self, ctx: Context) -> None:
         corpus, tokenizer = ctx.open(self.corpus), ctx.open(self.tokenizer)

@@ -105,7 +105,7 @@ def test_stages_with_no_path_between_them_overlap(tmp_path: Path):
 
             return pool.submit(work)
 
-        assert len([e for e in build([sum_of(1, 2)], Store(tmp_path), submit) if isinstance(e, Built)]) == 3
+        assert len([e for e in build([sum_of(1, 2)], Store(tmp_path), submit, cpus=2) if isinstance(e, Built)]) == 3
 
 
 def test_four_builders_of_one_artifact_build_it_once(tmp_path: Path):
