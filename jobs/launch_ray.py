@@ -20,6 +20,7 @@ R = TypeVar("R")
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or worker prints come twice
+    "RAY_worker_niceness": "0",  # the default, 15, starves training on a machine with other work
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 

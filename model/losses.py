@@ -13,6 +13,9 @@ from model.batch import IGNORE
 CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**22)
 """Logits held at once: what a CPU's caches hold (16 MiB in float32), or enough rows to fill a GPU (256 MiB)."""
 
+BLOCK_LOGITS = defaultdict(lambda: 2**26, cpu=2**20)
+"""Logits turned into probabilities at once: on a CPU what stays in the cache of a core between two passes."""
+
 Hidden = Float[Tensor, "rows d_model"]
 Weight = Float[Tensor, "vocab d_model"]
 Targets = Int64[Tensor, " rows"]
@@ -56,25 +59,35 @@ def _loss_and_grads(h: Tensor, w: Tensor, targets: Tensor, dtype: torch.dtype, g
     h, w = h.to(dtype), w.to(dtype)
     for start in range(0, h.shape[0], chunk):
         rows = slice(start, start + chunk)
-        losses, grad_logits = _rows(h[rows] @ w.T, targets[rows], grads is not None)
-        total += losses.sum()
-        if grads is not None and grad_logits is not None:
-            grads[0][rows] = grad_logits @ w
-            grads[1].add_(grad_logits.T @ h[rows])
+        logits = h[rows] @ w.T
+        total += _rows(logits, targets[rows], grads is not None)
+        if grads is not None:
+            grads[0][rows] = logits @ w
+            grads[1].add_(logits.T @ h[rows])
     return total
 
 
-def _rows(logits: Tensor, targets: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-    """Each row's loss in float32 (or wider) and, if wanted, the gradient of its logits in their dtype."""
-    dtype, counted = logits.dtype, targets != IGNORE
+def _rows(logits: Tensor, targets: Tensor, with_grad: bool) -> Tensor:
+    """The sum of the rows' losses in float32 (or wider); if wanted, `logits` become their own gradient."""
+    block = max(1, BLOCK_LOGITS[logits.device.type] // logits.shape[1])
+    blocks = zip(logits.split(block), targets.split(block), strict=True)
+    return torch.stack([_block(rows, wanted, with_grad) for rows, wanted in blocks]).sum()
+
+
+def _block(logits: Tensor, targets: Tensor, with_grad: bool) -> Tensor:
+    """With m the row's largest logit, the loss is (m - logit[target]) - log softmax[m]: one exponential serves both.
+
+    softmax[m] is at least 1 / vocab, so its logarithm is exact however unlikely the target is.
+    """
+    counted = targets != IGNORE
     index = targets.where(counted, 0)[:, None]
-    log_softmax = logits.log_softmax(dim=1, dtype=torch.promote_types(dtype, torch.float32))
-    losses = -log_softmax.gather(1, index).squeeze(1) * counted
-    if not with_grad:
-        return losses, None
-    softmax = log_softmax.exp_()
-    softmax.scatter_add_(1, index, softmax.new_full((1, 1), -1.0).expand_as(index))
-    return losses, softmax.mul_(counted[:, None]).to(dtype)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    softmax = wide.softmax(dim=1)
+    losses = (wide.amax(1) - wide.gather(1, index).squeeze(1) - softmax.amax(1).log()) * counted
+    if with_grad:
+        softmax.scatter_add_(1, index, softmax.new_full((1, 1), -1.0).expand_as(index))
+        logits.copy_(softmax.mul_(counted[:, None]))
+    return losses.sum()
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:

@@ -70,6 +70,11 @@ class Pattern:
             seen = seen & mod(*index)
         return seen
 
+    @cached_property
+    def forbidden(self) -> Bool[Tensor, "#batch 1 n_queries n_keys"]:
+        """True where a query does not see a key."""
+        return ~self.allowed
+
     @property
     def dense(self) -> Bool[Tensor, "#batch 1 n_queries n_keys"] | None:
         """`allowed`, or None where `is_causal` says it all."""

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from pipeline.muon import Muon
 
 Moments = dict[str, dict[str, Tensor]]
 """`{parameter name: {"exp_avg": ..., ...}}`, each shaped like its parameter."""
@@ -83,36 +85,15 @@ def _recipe(name: str, parameter: nn.Parameter, config: OptimizerConfig, n_layer
 
 def _part(
     kind: str, groups: Mapping[_Recipe, list[tuple[str, nn.Parameter]]], config: OptimizerConfig
-) -> "AdamW | GuardedMuon":
+) -> "AdamW | Muon":
     own: list[dict[str, Any]] = [
         {"params": members, "lr": recipe.lr, "weight_decay": recipe.weight_decay}
         for recipe, members in groups.items()
         if recipe.kind == kind
     ]
     if kind == "muon":
-        return GuardedMuon(own, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
+        return Muon(own, momentum=config.momentum)
     return AdamW(own, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
-
-
-class GuardedMuon(Muon):
-    """torch's Muon, with the `found_inf` switch that torch's fused AdamW has."""
-
-    found_inf: Tensor | None = None
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        del closure
-        if self.found_inf is None:
-            super().step()
-            return
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        before = [p.clone() for p in parameters]
-        bad = self.found_inf.bool()
-        for p in parameters:  # so that the momentum stays finite
-            p.grad = p.grad.masked_fill(bad, 0)
-        super().step()
-        for p, old in zip(parameters, before, strict=True):
-            torch.where(bad, old, p, out=p)
 
 
 class Joint(Optimizer):
@@ -120,7 +101,7 @@ class Joint(Optimizer):
 
     found_inf: Tensor | None = None
 
-    def __init__(self, parts: "Sequence[AdamW | GuardedMuon]") -> None:
+    def __init__(self, parts: "Sequence[AdamW | Muon]") -> None:
         super().__init__([group for part in parts for group in part.param_groups], defaults={})
         self.parts = parts
         for part in parts:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline import checkpoint
 from pipeline.engine import Engine, EngineSettings, Objective, create, pick_device
 from pipeline.identity import knob
+from pipeline.memory import keep_freed_memory
 from pipeline.optimizer import OptimizerConfig
 from pipeline.precision import resolve
 from pipeline.schedule import ScheduleConfig
@@ -89,6 +90,12 @@ class TrainingConfig:
     @property
     def schedule_config(self) -> ScheduleConfig:
         return ScheduleConfig(name=self.schedule, warmup=self.warmup, decay=self.decay, floor=self.floor)
+
+
+def prepare_process(cpus: int) -> None:
+    """Give this process its share of the machine. The number of threads decides the order of sums, so it is set."""
+    torch.set_num_threads(cpus)
+    keep_freed_memory()
 
 
 @dataclass

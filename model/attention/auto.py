@@ -11,15 +11,22 @@ from model.masks import Pattern
 
 log = logging.getLogger(__name__)
 
+SHORT = 1024
+"""Positions up to which, in half precision on a CPU, two matrix products beat PyTorch's fused kernel: at 128 positions
+by 3, at 512 by 2, forward and backward (`python -m benchmarks.attention`). In float32 the fused kernel is ahead."""
+
 
 def attend(q: Query, k: KeyValue, v: KeyValue, pattern: Pattern) -> Query:
     """Attention by the fastest kernel that takes these tensors; which one, and why, is logged once."""
     half = q.dtype in (torch.bfloat16, torch.float16)
-    return kernel(_choice(q.device.type, half))(q, k, v, pattern)
+    short = max(pattern.n_queries, pattern.n_keys) <= SHORT
+    return kernel(_choice(q.device.type, half, short))(q, k, v, pattern)
 
 
 @cache
-def _choice(device_type: str, half: bool) -> str:
+def _choice(device_type: str, half: bool, short: bool) -> str:
+    if device_type == "cpu" and half and short:
+        return _say("matmul", "on a CPU, in half precision, rows are short")
     if device_type != "cuda":
         return _say("sdpa", f"tensors are on {device_type}")
     if not half:

@@ -25,7 +25,7 @@ from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.labels import Labels
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.train import train
-from pipeline.training import Checkpoints, Meter, TrainingConfig
+from pipeline.training import Checkpoints, Meter, TrainingConfig, prepare_process
 from pipeline.weights import ClassifierFiles, LanguageModelFiles, write_classifier
 
 BEST = "best"
@@ -75,7 +75,7 @@ class Finetune(Stage[ClassifierFiles]):
         return ClassifierFiles(path)
 
     def run(self, ctx: Context) -> None:
-        torch.set_num_threads(ctx.cpus)
+        prepare_process(ctx.cpus)
         labels, tokenizer = ctx.open(self.labels), ctx.open(self.tokenizer)
         sampling, exam = self._data(labels, tokenizer.load())
         classifier = self._classifier(ctx, len(labels.names))

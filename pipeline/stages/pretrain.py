@@ -29,7 +29,7 @@ from pipeline.stages.shards import TokenShards
 from pipeline.stages.tokenizer import BOS_ID, EOS_ID, TokenizerFile
 from pipeline.tracking import read_journal
 from pipeline.train import StepReport, train
-from pipeline.training import Checkpoints, Meter, TrainingConfig
+from pipeline.training import Checkpoints, Meter, TrainingConfig, prepare_process
 from pipeline.weights import LanguageModelFiles, write_language_model
 
 SAMPLE_RULES = {"temperature": 0.8, "top_k": 50}
@@ -78,7 +78,7 @@ class Pretrain(Stage[LanguageModelFiles]):
         return LanguageModelFiles(path)
 
     def run(self, ctx: Context) -> None:
-        torch.set_num_threads(ctx.cpus)
+        prepare_process(ctx.cpus)
         cfg, shards, tokenizer = self.config, ctx.open(self.shards), ctx.open(self.tokenizer)
         sampling = self._sampling(shards)
         total = cfg.total_steps(sampling.rows_per_step, self.model.seq_len)

@@ -105,7 +105,11 @@ def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, logger="model.attention.auto"):
         for _ in range(2):
             kernel("auto")(*qkv((4, 2)), pattern())
-    assert caplog.messages == ["attention=auto uses sdpa: tensors are on cpu"]
+            kernel("auto")(*(x.bfloat16() for x in qkv((4, 2))), pattern())
+    assert caplog.messages == [
+        "attention=auto uses sdpa: tensors are on cpu",
+        "attention=auto uses matmul: on a CPU, in half precision, rows are short",
+    ]
 
 
 def test_asking_for_flash_without_it_names_the_extra(monkeypatch: pytest.MonkeyPatch):
