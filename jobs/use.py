@@ -68,12 +68,13 @@ def continue_prompts(
     """`[{"prompt", "text"}]`: what a language model writes after each prompt."""
     from model.decoding import chain
     from model.generate import generate
-    from pipeline.stages.tokenizer import EOS_ID, encode_documents
+    from pipeline.stages.tokenizer import BOS_ID, EOS_ID, encode_documents
 
     loaded = _language_model(model)
     rules: dict[str, float] = {"greedy": 1} if temperature == 0 else {"temperature": temperature}
     rules |= {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None and temperature}
     ids = [document[:-1].tolist() for document in encode_documents(loaded.tokenizer, list(prompts))]
+    ids = [tokens if prompt else [BOS_ID] for prompt, tokens in zip(prompts, ids, strict=True)]
     answers = generate(
         loaded.model, ids, max_new_tokens=max_new_tokens, transforms=chain(rules), eos_id=EOS_ID, seed=seed
     )

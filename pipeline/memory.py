@@ -1,4 +1,4 @@
-"""Memory that stays: training frees and takes the same large blocks in every step, and need not give them back between."""
+"""Memory that stays: every training step frees and takes the same large blocks, and need not give them back."""
 
 import ctypes
 import sys

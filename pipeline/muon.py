@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024; arXiv:2502.16982) with matrices of one shape orthogonalised together: one product for all."""
+"""Muon (Jordan et al. 2024; arXiv:2502.16982), all matrices of one shape orthogonalised by the same products."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator

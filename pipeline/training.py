@@ -105,6 +105,7 @@ class Checkpoints:
     engine: Engine
     folder: Path
     every_seconds: float
+    meter: "Meter"
     extra: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     """Time spent writing, for the overhead that is reported."""
@@ -119,6 +120,7 @@ class Checkpoints:
         if found is None:
             return 0
         self.engine.restore(found.state)
+        self.meter.restore(found.extra.pop("meter"))
         self.extra.update(found.extra)
         log.info("going on from step %d (%s)", found.step, found.path)
         return found.step
@@ -130,9 +132,13 @@ class Checkpoints:
             if time.monotonic() >= self._due:
                 self.save(report.step + 1)
 
+    @property
+    def all_extra(self) -> dict[str, Any]:
+        return {**self.extra, "meter": self.meter.state()}
+
     def save(self, next_step: int) -> None:
         start = time.monotonic()
-        checkpoint.save(self.folder, next_step, self.engine.state(), self.extra)
+        checkpoint.save(self.folder, next_step, self.engine.state(), self.all_extra)
         checkpoint.keep_last(self.folder, KEEP_CHECKPOINTS)
         self.seconds += time.monotonic() - start
         self._due = time.monotonic() + self.every_seconds
@@ -146,6 +152,8 @@ class Meter:
         self._tokens_per_step = tokens_per_step
         self._losses: list[Tensor] = []
         self._targets = 0
+        self._carried = 0
+        """Steps of the window that an earlier process did: they took none of this one's time."""
         self._clock = time.monotonic()
         self.training_seconds = 0.0
         self.steps = 0
@@ -161,6 +169,14 @@ class Meter:
                 self._tell(report)
             yield report
 
+    def state(self) -> dict[str, Any]:
+        """The window that is not told yet, so that a restart tells the same mean."""
+        return {"losses": [float(loss) for loss in self._losses], "targets": self._targets}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._losses, self._targets = [torch.tensor(loss) for loss in state["losses"]], state["targets"]
+        self._carried = len(self._losses)
+
     def pause(self) -> "Pause":
         """A block whose time does not count as training."""
         return Pause(self)
@@ -175,8 +191,8 @@ class Meter:
     def _tell(self, report: StepReport) -> None:
         self.loss = float(torch.stack(self._losses).sum()) / self._targets
         now = time.monotonic()
-        seconds, steps = max(now - self._clock, 1e-9), len(self._losses)
-        self._clock, self._losses, self._targets = now, [], 0
+        seconds, steps = max(now - self._clock, 1e-9), len(self._losses) - self._carried
+        self._clock, self._losses, self._targets, self._carried = now, [], 0, 0
         self.training_seconds, self.steps = self.training_seconds + seconds, self.steps + steps
         rate = steps * self._tokens_per_step / seconds
         self._tracker.metrics(

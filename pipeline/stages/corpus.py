@@ -77,10 +77,6 @@ class CorpusStage(Stage[Corpus]):
 
     config: CorpusConfig
 
-    @property
-    def kind(self) -> str:
-        return "corpus"
-
     def sources(self) -> Mapping[str, str]:
         return sources.digests(self.config.path)
 
@@ -97,6 +93,7 @@ class CorpusStage(Stage[Corpus]):
         record = _record(counts, writer)
         (ctx.out / "corpus.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         ctx.notes["metrics"] = _metrics(record)
+        ctx.notes["headline"] = f"{record['documents']:,} documents, {record['bytes'] / 1e6:.1f} MB"
         ctx.notes["datasets"] = [sources.described(self.config.path, digest, "corpus")]
 
     def load(self, path: Path) -> Corpus:

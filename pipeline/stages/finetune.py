@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 from model.config import ModelConfig
@@ -122,10 +121,10 @@ class Finetune(Stage[ClassifierFiles]):
         """Train epoch by epoch until validation stops getting better; return the best epoch."""
         cfg, per_epoch = self.config, sampling.steps_per_epoch
         total = cfg.epochs * per_epoch
-        checkpoints = Checkpoints(engine, ctx.work, cfg.checkpoint_seconds, extra={"history": []})
-        start = checkpoints.resume()
         tokens_per_step = float(np.mean([len(d) for d in sampling.documents])) * cfg.batch_size
         meter = Meter(ctx.tracker, cfg.lr, cfg.log_every, total, tokens_per_step)
+        checkpoints = Checkpoints(engine, ctx.work, cfg.checkpoint_seconds, meter, {"history": []})
+        start = checkpoints.resume()
         history: list[dict[str, Any]] = checkpoints.extra["history"]
         for epoch in range(len(history), cfg.epochs):
             if _stalled(history, cfg.patience):
@@ -150,7 +149,7 @@ class Finetune(Stage[ClassifierFiles]):
         score = history[-1]
         ctx.tracker.metrics({f"val/{name}": score[name] for name in ("macro_f1", "accuracy")}, step=step - 1)
         if _best_epoch(history) == score["epoch"]:
-            checkpoint.save(ctx.work / BEST, step, checkpoints.engine.state(), checkpoints.extra)
+            checkpoint.save(ctx.work / BEST, step, checkpoints.engine.state(), checkpoints.all_extra)
             checkpoint.keep_last(ctx.work / BEST, 1)
         checkpoints.save(step)
 

@@ -94,10 +94,6 @@ class LabelsStage(Stage[Labels]):
     config: LabelsConfig
     seed: int = 0
 
-    @property
-    def kind(self) -> str:
-        return "labels"
-
     def sources(self) -> Mapping[str, str]:
         return sources.digests(self.config.path)
 
@@ -111,6 +107,8 @@ class LabelsStage(Stage[Labels]):
         splits = _split(self.config, self.seed, examples, counts)
         _write(ctx.out, splits, names)
         ctx.notes["metrics"] = _metrics(splits, names, counts)
+        rows = " / ".join(f"{len(chosen):,}" for chosen in splits.values())
+        ctx.notes["headline"] = f"{len(names)} classes, {rows} texts ({' / '.join(splits)})"
         ctx.notes["duplicates_across_splits"] = counts["duplicates_across_splits"]
         ctx.notes["datasets"] = [sources.described(self.config.path, digest, "labels")]
 

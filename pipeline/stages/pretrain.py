@@ -85,8 +85,8 @@ class Pretrain(Stage[LanguageModelFiles]):
         model = LanguageModel(self.model)
         initialize(model, self.seed)
         engine = cfg.create_engine(model, next_token.loss, self.model.n_layers)
-        checkpoints = Checkpoints(engine, ctx.work, cfg.checkpoint_seconds)
         meter = Meter(ctx.tracker, cfg.lr, cfg.log_every, total, sampling.rows_per_step * self.model.seq_len)
+        checkpoints = Checkpoints(engine, ctx.work, cfg.checkpoint_seconds, meter)
 
         steps = train(engine, sampling, self._lr_scale(total), start=checkpoints.resume(), stop=total)
         for report in checkpoints.after(meter.watch(steps)):
@@ -165,4 +165,4 @@ def sample_texts(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: i
     answers = generate(
         model, [[BOS_ID]] * count, max_new_tokens=room, transforms=chain(SAMPLE_RULES), eos_id=EOS_ID, seed=seed
     )
-    return "".join(tokenizer.decode(ids).replace("\n", " ") + "\n" for ids in answers)
+    return "".join(tokenizer.decode(ids).strip().replace("\n", " ") + "\n" for ids in answers)

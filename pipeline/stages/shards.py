@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
+from tokenizers import Tokenizer
 
 from pipeline.errors import DataError
 from pipeline.faults import fault_point
 from pipeline.identity import knob
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.corpus import Corpus
-from pipeline.stages.tokenizer import MANY_CHARS, Encode, TokenizerFile, encoder, load_tokenizer
+from pipeline.stages.tokenizer import TokenizerFile, encode_documents, load_tokenizer
 from pipeline.tables import n_groups, read_group
 from pipeline.text import unit_hash
 from pipeline.token_stream import TokenStream
@@ -113,10 +114,6 @@ class ShardsStage(Stage[TokenShards]):
     tokenizer: Stage[TokenizerFile]
 
     @property
-    def kind(self) -> str:
-        return "shards"
-
-    @property
     def resources(self) -> Resources:
         return Resources(cpus=0)
 
@@ -138,6 +135,8 @@ class ShardsStage(Stage[TokenShards]):
         index = _index(written, task, vocab_size)
         (ctx.out / "index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         ctx.notes["metrics"] = _metrics(index)
+        train, validation = (index["splits"][split]["tokens"] for split in SPLITS)
+        ctx.notes["headline"] = f"{train:,} tokens to train on, {validation:,} to validate"
 
     def load(self, path: Path) -> TokenShards:
         return TokenShards(path)
@@ -168,12 +167,12 @@ def _divide(task: Task, tasks: int) -> list[Task]:
 
 def encode_task(task: Task) -> dict[Split, list[Written]]:
     """Write the shards of a task, and the lengths of their documents beside them in the work folder."""
-    encode = encoder(load_tokenizer(task.tokenizer), MANY_CHARS)
-    shards = [_encode_unit(task, unit, encode) for unit in task.units]
+    tokenizer = load_tokenizer(task.tokenizer)
+    shards = [_encode_unit(task, unit, tokenizer) for unit in task.units]
     return {split: [shard[split] for shard in shards] for split in SPLITS}
 
 
-def _encode_unit(task: Task, unit: Unit, encode: Encode) -> dict[Split, Written]:
+def _encode_unit(task: Task, unit: Unit, tokenizer: Tokenizer) -> dict[Split, Written]:
     fault_point("shards.unit")
     written: dict[Split, Written] = {split: Written(f"{split}-{unit.number:05d}.bin") for split in SPLITS}
     lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
@@ -181,7 +180,7 @@ def _encode_unit(task: Task, unit: Unit, encode: Encode) -> dict[Split, Written]
     for texts in _batches(unit):
         hashes = [unit_hash(text, task.purpose) for text in texts]
         chosen = np.array(hashes) < task.threshold
-        documents = encode(texts)
+        documents = encode_documents(tokenizer, texts)
         for split in SPLITS:
             mine = [i for i in range(len(texts)) if chosen[i] == (split == "validation")]
             lengths[split] += [len(documents[i]) for i in mine]

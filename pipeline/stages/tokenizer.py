@@ -1,17 +1,16 @@
 """A byte-level BPE learned from the corpus, and the one way that text becomes token ids."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Le
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pipeline.encoding import LOWERCASE, PRE_TOKENIZER, PieceEncoder, splits_like_gpt2
 from pipeline.errors import DataError, StageFailed
 from pipeline.faults import fault_point
 from pipeline.stage import Context, Stage
@@ -24,10 +23,6 @@ SPECIAL = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
 BATCH_DOCUMENTS = 256
 HOLD_OUT_EVERY = 100
 HOLD_OUT_CHARS = 1 << 20
-MANY_CHARS = 1 << 16
-"""From here on it pays to look at the tokenizer, and to encode each different word once."""
-
-Encode = Callable[[Sequence[str]], list[np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,27 +67,10 @@ def load_tokenizer(file: Path) -> Tokenizer:
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """The ids of each text between bos and eos, int32. No text can forge a special token: `<|eos|>` in it is text."""
-    return encoder(tokenizer, sum(map(len, texts)))(texts)
-
-
-def encoder(tokenizer: Tokenizer, n_chars: int) -> Encode:
-    """`encode_documents` for one tokenizer, in the way that suits this amount of text. Faster the longer it is kept."""
     tokenizer.encode_special_tokens = True  # a setting that tokenizer.json does not keep
-    if n_chars >= MANY_CHARS and splits_like_gpt2(tokenizer):
-        encode: Encode = PieceEncoder(tokenizer).documents
-    else:
-        encode = partial(_encode_whole, tokenizer)
-    return partial(_guarded, encode)
-
-
-def _encode_whole(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
-    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-
-
-def _guarded(encode: Encode, texts: Sequence[str]) -> list[np.ndarray]:
     with panics("these texts cannot be encoded"):
-        return encode(texts)
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
+    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 @contextmanager
@@ -113,10 +91,6 @@ class TokenizerStage(Stage[TokenizerFile]):
     config: TokenizerConfig
     corpus: Stage[Corpus]
 
-    @property
-    def kind(self) -> str:
-        return "tokenizer"
-
     def run(self, ctx: Context) -> None:
         corpus = ctx.open(self.corpus)
         sample: list[str] = []
@@ -125,10 +99,9 @@ class TokenizerStage(Stage[TokenizerFile]):
             tokenizer.train_from_iterator(_training_batches(ctx, corpus, sample), _trainer(self.config))
         fault_point("tokenizer.save")
         tokenizer.save(str(ctx.out / "tokenizer.json"))
-        ctx.notes["metrics"] = {
-            "vocab_size": float(tokenizer.get_vocab_size()),
-            **_economy(tokenizer, sample or _first_texts(corpus)),
-        }
+        economy = _economy(tokenizer, sample or _first_texts(corpus))
+        ctx.notes["metrics"] = {"vocab_size": float(tokenizer.get_vocab_size()), **economy}
+        ctx.notes["headline"] = f"{tokenizer.get_vocab_size():,} tokens, {economy['bytes_per_token']:.2f} bytes a token"
 
     def load(self, path: Path) -> TokenizerFile:
         return TokenizerFile(path)
@@ -138,8 +111,9 @@ def blank_tokenizer(*, lowercase: bool) -> Tokenizer:
     """A byte-level BPE with no merges yet, which puts bos and eos around a text."""
     tokenizer = Tokenizer(models.BPE())
     if lowercase:
-        tokenizer.normalizer = LOWERCASE
-    tokenizer.pre_tokenizer = PRE_TOKENIZER
+        tokenizer.normalizer = normalizers.Lowercase()
+    # the first word of a text is written as the same word elsewhere is: with a space before it
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", special_tokens=[(BOS, BOS_ID), (EOS, EOS_ID)]

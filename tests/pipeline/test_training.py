@@ -1,0 +1,184 @@
+"""Training through the real stages, on the smoke data: what a restart, a micro batch or a knob may not change."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.heads import LanguageModel
+from model.init import initialize
+from model.objectives import next_token
+from pipeline.batches import LanguageSampling
+from pipeline.runner import Built, build, submit_here
+from pipeline.stage import Stage
+from pipeline.stages.corpus import CorpusConfig, CorpusStage
+from pipeline.stages.finetune import Finetune, FinetuneConfig
+from pipeline.stages.labels import LabelsConfig, LabelsStage
+from pipeline.stages.pretrain import Pretrain, PretrainConfig
+from pipeline.stages.shards import ShardsConfig, ShardsStage
+from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.store import Store
+from pipeline.tracking import Silent, read_journal
+from pipeline.train import StepReport, train
+from pipeline.training import Checkpoints, Meter, TrainingConfig
+
+MODEL = ModelConfig(vocab_size=320, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, seq_len=16, dropout=0.1)
+TRAINING = {"lr": 1e-2, "precision": "fp32", "checkpoint_seconds": 0.0, "log_every": 2}
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def pretraining(**changes: object) -> Pretrain:
+    corpus = CorpusStage(config=CorpusConfig(path="data/smoke/corpus.txt"))
+    tokenizer = TokenizerStage(config=TokenizerConfig(vocab_size=320), corpus=corpus)
+    shards = ShardsStage(config=ShardsConfig(validation_fraction=0.1), corpus=corpus, tokenizer=tokenizer)
+    settings = {"steps": 12, "global_batch_tokens": 128, "validate_every": 5, "samples": 1, **TRAINING, **changes}
+    return Pretrain(config=PretrainConfig(**settings), model=MODEL, shards=shards, tokenizer=tokenizer)
+
+
+def finetuning(base: Pretrain | None, **changes: object) -> Finetune:
+    labels = LabelsStage(config=LabelsConfig(path="data/smoke/labels.jsonl", split=(0.7, 0.1, 0.2)))
+    settings = {"epochs": 2, "batch_size": 32, **TRAINING, **changes}
+    tokenizer = pretraining().tokenizer
+    return Finetune(config=FinetuneConfig(**settings), model=MODEL, base=base, tokenizer=tokenizer, labels=labels)
+
+
+def built(target: Stage, home: Path) -> Built:
+    return [e for e in build([target], Store(home), submit_here) if isinstance(e, Built)][-1]
+
+
+def cut_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training stop dead after so many steps of this process."""
+    done = iter(range(steps))
+    save = Checkpoints.save
+
+    def save_then_stop(self: Checkpoints, next_step: int) -> None:
+        save(self, next_step)
+        if next(done, None) is None:
+            raise Cut
+
+    monkeypatch.setattr(Checkpoints, "save", save_then_stop)
+
+
+@pytest.mark.parametrize("target", [pretraining(), finetuning(None)], ids=["pretrain", "finetune"])
+@pytest.mark.parametrize("steps", [1, 6, 9])
+def test_cut_twice_and_gone_on_gives_the_same_bits(
+    tmp_path: Path, target: Stage, steps: int, monkeypatch: pytest.MonkeyPatch
+):
+    whole = built(target, tmp_path / "whole")
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            cut_after(steps if target.kind == "pretrain" else steps // 2, patch)
+            with pytest.raises(Cut):
+                built(target, tmp_path / "cut")
+    again = built(target, tmp_path / "cut")
+    assert again.digest == whole.digest
+
+    def points(home: Path) -> list[tuple[int, dict[str, float]]]:
+        kept = read_journal(Store(home).journal(target.kind, whole.key))
+        return [(p.step, {n: v for n, v in p.metrics.items() if not n.endswith("per_second")}) for p in kept]
+
+    assert points(tmp_path / "cut") == points(tmp_path / "whole")
+
+
+def losses(sampling: LanguageSampling, steps: int = 6) -> tuple[list[float], dict[str, torch.Tensor]]:
+    model = LanguageModel(MODEL)
+    initialize(model, 0)
+    config = TrainingConfig(lr=1e-2, precision="fp32")
+    engine = config.create_engine(model, next_token.loss, MODEL.n_layers)
+    seen = [report.loss for report in train(engine, sampling, lambda _: 1.0, start=0, stop=steps)]
+    return seen, engine.state().params
+
+
+def test_the_micro_batch_changes_neither_loss_nor_weights(tmp_path: Path):
+    """Dropout is on: its masks belong to the row, so that accumulation is the big batch to rounding."""
+    target = pretraining()
+    store = Store(tmp_path)
+    keys = {e.stage.name: e.key for e in build([target.shards], store, submit_here) if isinstance(e, Built)}
+    stream = target.shards.load(store.path("shards", keys["shards"])).split("train")
+    sampling = LanguageSampling(stream=stream, seq_len=16, rows_per_step=8, micro_batch_size=8, seed=0, dropout=True)
+    whole, weights = losses(sampling)
+    for size in (1, 3):
+        parts, same = losses(replace(sampling, micro_batch_size=size))
+        assert parts == pytest.approx(whole, abs=1e-5)
+        for name, value in weights.items():
+            torch.testing.assert_close(same[name], value, atol=2e-4, rtol=1e-3)
+
+
+def test_one_batch_is_learned_by_heart(tmp_path: Path):
+    result = built(pretraining(steps=80, global_batch_tokens=10**6, lr=2e-2), tmp_path)
+    values = [
+        p.metrics["train/loss"]
+        for p in read_journal(Store(tmp_path).journal("pretrain", result.key))
+        if "train/loss" in p.metrics
+    ]
+    assert values[-1] < 0.6 * values[0]
+
+
+def test_head_only_leaves_the_body_bit_for_bit(tmp_path: Path):
+    base = pretraining()
+    before = built(base, tmp_path).stage.load(Store(tmp_path).path("pretrain", built(base, tmp_path).key)).load().model
+    tuned = built(finetuning(base, method="head"), tmp_path)
+    after = tuned.stage.load(Store(tmp_path).path("finetune", tuned.key)).load().model
+    for name, value in before.body.state_dict().items():
+        assert torch.equal(after.body.state_dict()[name], value), name
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path):
+    result = built(finetuning(None, epochs=30, patience=1, lr=3e-2), tmp_path)
+    points = [
+        p.metrics["val/macro_f1"]
+        for p in read_journal(Store(tmp_path).journal("finetune", result.key))
+        if "val/macro_f1" in p.metrics
+    ]
+    assert len(points) < 30
+    assert result.notes["metrics"]["val/macro_f1"] == max(points)
+
+
+def test_a_run_that_cannot_start_says_what_to_change(tmp_path: Path):
+    with pytest.raises(ValueError, match="exactly one of steps"):
+        PretrainConfig(steps=3, tokens=5)
+    with pytest.raises(ValueError, match="shorter row"):
+        built(replace(pretraining(), model=replace(MODEL, seq_len=10**6)), tmp_path)
+
+
+def test_the_meter_reports_the_mean_of_its_window():
+    seen: list[tuple[int, float]] = []
+
+    class Listening(Silent):
+        def metrics(self, values: dict[str, float], *, step: int) -> None:
+            seen.append((step, values["train/loss"]))
+
+    reports = [StepReport(i, torch.tensor(float(i)), 2, torch.tensor(1.0), 1.0) for i in range(5)]
+    meter = Meter(Listening(), lr=1.0, every=2, total=5, tokens_per_step=2)
+    assert list(meter.watch(iter(reports))) == reports
+    assert seen == [(1, 0.25), (3, 1.25), (4, 2.0)]
+
+
+def test_golden_keys_of_the_shipped_configs():
+    """A key that changes rebuilds everything a user has: let it be on purpose, and write it into the CHANGELOG."""
+    from pipeline.assemble import PipelineConfig, assemble
+    from pipeline.config import load
+    from pipeline.identity import fingerprint
+
+    keys = {}
+    for name in ("quickstart", "smoke", "english"):
+        overrides = ["pretrain.precision=fp32", "finetune.precision=fp32"]
+        config = load(PipelineConfig, Path(f"configs/{name}.yaml"), overrides).config
+        graph = assemble(config)
+        keys[name] = {s.name: fingerprint({"config": s.config, "version": s.VERSION}) for s in graph.targets}
+    golden = Path("tests/pipeline/golden_keys.json")
+    assert keys == json.loads(golden.read_text())
