@@ -20,7 +20,7 @@ from tests.model.toys import config
         ({"dropout": -0.1}, "dropout=-0.1 must be >= 0"),
         ({"norm_eps": 0.0}, "norm_eps=0.0 must be > 0"),
         ({"rope_theta": float("nan")}, "rope_theta=nan must be > 0"),
-        ({"attention": "magic"}, "attention='magic' must be one of auto, flash, reference, sdpa"),
+        ({"attention": "magic"}, "attention='magic' must be one of auto, flash, matmul, reference, sdpa"),
     ],
 )
 def test_an_impossible_shape_is_refused_with_its_name_and_value(changes: dict, message: str):
