@@ -52,6 +52,9 @@ class ModelSection:
     attention: str = knob("auto")
     """Attention kernel: auto, reference, sdpa or flash."""
 
+    def __post_init__(self) -> None:
+        self.resolve(vocab_size=1)  # a shape that cannot be is refused where it is written
+
     def resolve(self, vocab_size: int) -> ModelConfig:
         """The config with every derived value filled in."""
         depth, d_model = self.depth or 6, self.d_model or HEAD_DIM * (self.depth or 6)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int64, UInt64
 
 from model.batch import IGNORE, Batch
+from pipeline.errors import UsageError
 
 Ints = Int64[np.ndarray, " n"]
 
@@ -104,7 +105,7 @@ class LanguageSampling:
     """Windows of a token stream as rows: row r reads tokens [r*seq_len, r*seq_len + seq_len]; documents never see each
     other, and no target crosses from one to the next. The tail shorter than a row is left out.
 
-    Raises ValueError if the stream is shorter than one row.
+    Raises UsageError if the stream is shorter than one row.
     """
 
     stream: TokenStream
@@ -116,7 +117,7 @@ class LanguageSampling:
 
     def __post_init__(self) -> None:
         if self.n_rows < 1:
-            raise ValueError(
+            raise UsageError(
                 f"the training split has {self.stream.n_tokens} tokens, fewer than one row of "
                 f"model.seq_len={self.seq_len} + 1; give more text or a shorter row"
             )

@@ -96,11 +96,12 @@ def _plan_one(stage: Stage[Any], inputs: Mapping[str, str | None], store: Store)
 
 
 def explain(recipe: dict[str, Any], stage: Stage[Any], store: Store) -> list[str]:
-    """Why no artifact fits this recipe."""
-    newest = store.newest(stage.kind)
-    if newest is None:
+    """Why no artifact fits this recipe: how it differs from the nearest one, by the keys that a config has."""
+    differences = [changes(manifest.meta["recipe"], recipe) for manifest in store.manifests(stage.kind)]
+    if not differences:
         return [f"no {stage.kind} has been built yet"]
-    return changes(newest.meta["recipe"], recipe) or ["its artifact was deleted or is incomplete"]
+    nearest = min(differences, key=len)
+    return [line.replace("config.", f"{stage.kind}.", 1) for line in nearest] or ["its artifact is incomplete"]
 
 
 def build(targets: Sequence[Stage[Any]], store: Store, submit: Submit, *, cpus: int = 1) -> Iterator[Started | Built]:

@@ -117,13 +117,13 @@ def _source(path: Path, base: str) -> Source:
 
 
 def digests(path: str) -> dict[str, str]:
-    """`{name: BLAKE3}` of every file that `path` means. Raises DataError where one cannot be read."""
-    found = {}
-    for source in find(path):
-        for file in source.files:
-            name = source.name if file == source.path else f"{source.name}/{file.name}"
-            found[name] = _digest(file)
-    return found
+    """`{place and kind: BLAKE3}` of every file that `path` means, in the order they are read.
+
+    What a file is called does not count, only how it is read: a renamed or moved file is the same data. Raises
+    DataError where one cannot be read.
+    """
+    files = [(source, file) for source in find(path) for file in source.files]
+    return {f"{i:06d} {source.kind}{source.compression}": _digest(file) for i, (source, file) in enumerate(files)}
 
 
 def digest(path: str) -> str:

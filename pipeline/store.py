@@ -41,11 +41,11 @@ class Store:
         publish.verify(self.path(kind, key))
         return self.path(kind, key)
 
-    def newest(self, kind: str) -> Manifest | None:
-        """The manifest of the artifact of this kind that was published last: what `why` compares with."""
-        folders = [m.parent for m in (self.home / "store" / kind).glob(f"*/{publish.MANIFEST}")]
-        newest = max(folders, key=lambda f: (f / publish.MANIFEST).stat().st_mtime_ns, default=None)
-        return publish.read_manifest(newest) if newest else None
+    def manifests(self, kind: str) -> list[Manifest]:
+        """The manifests of every finished artifact of a kind, the newest first."""
+        paths = (self.home / "store" / kind).glob(f"*/{publish.MANIFEST}")
+        newest_first = sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return [manifest for path in newest_first if (manifest := publish.read_manifest(path.parent))]
 
     @contextmanager
     def writing(self, kind: str, key: str, meta: Mapping[str, Any]) -> Iterator[Path]:

@@ -37,7 +37,7 @@ class EvaluateConfig:
     """Resamples behind every confidence interval."""
     baseline: bool = True
     """Also measure TF-IDF with logistic regression, which costs seconds and is hard to beat."""
-    random_init: bool = True
+    random_init: bool = False
     """Also fine-tune the same body from random weights: what pretraining was worth."""
 
 

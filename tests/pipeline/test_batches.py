@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from model.batch import IGNORE
 from pipeline import batches
 from pipeline.batches import LabelledSampling, LanguageSampling, fill_rows, pack, permute, sample_ids
+from pipeline.errors import UsageError
 
 
 class ToyStream:
@@ -98,7 +99,7 @@ def test_targets_are_counted_over_the_whole_step():
 
 
 def test_too_short_a_text_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="shorter row"):
+    with pytest.raises(UsageError, match="shorter row"):
         sampling(stream=ToyStream([5]))
 
 

@@ -13,6 +13,7 @@ from model.heads import LanguageModel
 from model.init import initialize
 from model.objectives import next_token
 from pipeline.batches import LanguageSampling
+from pipeline.errors import UsageError
 from pipeline.runner import Built, build, submit_here
 from pipeline.stage import Stage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
@@ -141,7 +142,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path):
 def test_a_run_that_cannot_start_says_what_to_change(tmp_path: Path):
     with pytest.raises(ValueError, match="exactly one of steps"):
         PretrainConfig(steps=3, tokens=5)
-    with pytest.raises(ValueError, match="shorter row"):
+    with pytest.raises(UsageError, match="shorter row"):
         built(replace(pretraining(), model=replace(MODEL, seq_len=10**6)), tmp_path)
 
 
