@@ -17,7 +17,7 @@ test: $(READY) lint  ## set up, lint, and pass the suite
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-logo 2>&1 | tail -3 && $(BIN)/lint-imports > /dev/null
+	$(BIN)/lint-imports
 	$(BIN)/basedpyright --level error
 
 setup: $(READY)

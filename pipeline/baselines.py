@@ -58,7 +58,7 @@ def _best_strength(train: LabelledSplit, validation: LabelledSplit) -> float:
     n_labels = 1 + int(max(train.targets.max(), validation.targets.max()))
 
     def quality(strength: float) -> float:
-        predicted = _regression(strength).fit(known, train.targets).predict(unseen)
+        predicted = np.asarray(_regression(strength).fit(known, train.targets).predict(unseen))
         return Labelling(validation.targets, predicted, n_labels).macro_f1
 
     return max(STRENGTHS, key=quality)

@@ -14,6 +14,7 @@ from jaxtyping import Int64, UInt64
 
 from model.batch import IGNORE, Batch
 from pipeline.errors import UsageError
+from pipeline.token_stream import TokenStream
 
 Ints = Int64[np.ndarray, " n"]
 
@@ -33,17 +34,6 @@ class Sampling(Protocol):
     """A source of step batches."""
 
     def step(self, step: int, *, rank: int = 0, world_size: int = 1) -> StepBatch: ...
-
-
-class TokenStream(Protocol):
-    """A flat sequence of tokens on disk that knows where documents start."""
-
-    @property
-    def n_tokens(self) -> int: ...
-
-    def rows(self, starts: Ints, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and the number of each token's document, both int64 [n, length]."""
-        ...
 
 
 def mix(value: UInt64[np.ndarray, " n"], key: int) -> UInt64[np.ndarray, " n"]:

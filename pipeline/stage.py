@@ -53,6 +53,14 @@ class Context:
     cpus: int = 1
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def dataset(self, stage: "Stage[Any]", split: str) -> dict[str, str]:
+        """An input as experiment trackers list datasets: `{"name", "source", "digest", "context"}`, for `notes`."""
+        key = self.keys[stage.name]
+        manifest = self.store.find(stage.kind, key)
+        assert manifest is not None, "an input is built before its user"
+        source = str(self.store.path(stage.kind, key))
+        return {"name": f"{stage.name}-{split}", "source": source, "digest": manifest.digest, "context": split}
+
     def open(self, stage: "Stage[A]") -> A:
         """The finished artifact of an input stage, every byte checked."""
         return stage.load(self.store.open(stage.kind, self.keys[stage.name]))

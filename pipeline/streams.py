@@ -82,7 +82,7 @@ def open_bytes(source: Source, on_read: Callable[[int], None]) -> Iterator[IO[by
     with readable(source.path), io.BufferedReader(_Metered(source.path, on_read), BUFFER_BYTES) as raw:
         if source.compression and not source.path.stat().st_size:
             raise EOFError("it has 0 bytes")
-        yield _decompressed(raw, source.compression)
+        yield _decompressed(raw, source.compression)  # pyright: ignore[reportArgumentType]  # a reader of a raw file
 
 
 def _decompressed(raw: io.BufferedReader, compression: str) -> IO[bytes]:

@@ -85,6 +85,7 @@ class Evaluate(Stage[Evaluation]):
             "scaled": _scaled(ctx, loaded, labels.split("validation"), test.targets, table),
         }
         _write(ctx.out, record, _predictions(test, table, labels.names), _pictures(scores, ours))
+        ctx.notes["datasets"] = [ctx.dataset(self.labels, "test")]
         _note(ctx, record, {**_speed(clock, test.texts), "test/latency_seconds": _latency(loaded, test.texts)})
 
     def _rivals(self, ctx: Context, labels: Labels, ours: Labelling, clock: "Clock") -> dict[str, Any]:

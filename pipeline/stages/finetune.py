@@ -86,6 +86,7 @@ class Finetune(Stage[ClassifierFiles]):
         score = best.extra["history"][-1]
         ctx.notes["metrics"] = {"val/macro_f1": score["macro_f1"], "val/accuracy": score["accuracy"]}
         ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
+        ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
         ctx.notes["model"] = {"role": "classifier-weights"}
         engine.close()
 

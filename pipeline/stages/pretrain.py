@@ -134,6 +134,7 @@ class Pretrain(Stage[LanguageModelFiles]):
             "mfu": mfu,
             "checkpoint_seconds": checkpoints.seconds,
         }
+        ctx.notes["datasets"] = [ctx.dataset(self.shards, split) for split in ("train", "validation")]
         ctx.notes["files"] = ["loss.png", "samples.txt"]
         ctx.notes["model"] = {"role": "base"}
         quality = f"val loss {last['val/loss']:.3f}, {last['val/bpb']:.3f} bits/byte"

@@ -135,6 +135,7 @@ class ShardsStage(Stage[TokenShards]):
         index = _index(written, task, vocab_size)
         (ctx.out / "index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         ctx.notes["metrics"] = _metrics(index)
+        ctx.notes["datasets"] = [ctx.dataset(self.corpus, "corpus")]
         train, validation = (index["splits"][split]["tokens"] for split in SPLITS)
         ctx.notes["headline"] = f"{train:,} tokens to train on, {validation:,} to validate"
 

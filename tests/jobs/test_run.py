@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(home: Path) -> dict[str, Any]:
-    return run(home)
+    """An undisturbed run, and what MLflow shows of it before other tests add to it."""
+    return run(home) | {"points": points_in_mlflow(home)}
 
 
 @pytest.mark.slow
@@ -159,6 +161,31 @@ def test_a_killed_run_goes_on_to_the_same_bytes(first: dict[str, Any], home: Pat
     result = run(tmp_path)
     assert digests(tmp_path, result) == digests(home, first)
     assert len(list((tmp_path / "records").glob("*/record.json"))) == 1  # one run, gone on with
+    assert points_in_mlflow(tmp_path) == first["points"]
+
+
+def points_in_mlflow(home: Path) -> dict[str, list[tuple[str, int, float]]]:
+    """Every point of every run by the run's name, sorted: a doubled run or point shows. Speeds are left out."""
+    with sqlite3.connect(home / "mlflow.db") as database:
+        rows = database.execute(
+            "select r.name, m.key, m.step, m.value from metrics m join runs r on r.run_uuid = m.run_uuid "
+            "where r.lifecycle_stage = 'active' and r.name like '_-%'"
+        ).fetchall()
+        parents = database.execute("select count(*) from runs where name like 'smoke-%' and lifecycle_stage = 'active'")
+        assert parents.fetchone() == (1,)
+    points: dict[str, list[tuple[str, int, float]]] = {}
+    for name, key, step, value in sorted(rows):
+        if not any(word in key for word in ("second", "latency", "mfu")):
+            points.setdefault(name, []).append((key, step, value))
+    return points
+
+
+@pytest.mark.slow
+def test_a_dead_tracking_server_stops_no_run(first: dict[str, Any], home: Path, tmp_path: Path):
+    result = run(tmp_path, "tracking.uri=http://127.0.0.1:9")
+    assert result["status"] == "succeeded"
+    assert result["model_uri"] is None
+    assert digests(tmp_path, result) == digests(home, first)
 
 
 @pytest.mark.parametrize(
