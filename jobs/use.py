@@ -24,13 +24,14 @@ def predict(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
         return []
     from jobs.models import locate
     from model.interchange import read_classifier
-    from pipeline.classify import probabilities, read_tokenizer
+    from pipeline.classify import probabilities
+    from pipeline.tokens import load_tokenizer
     from pipeline.weights import LoadedClassifier
 
     folder = locate(model, home(), tracking_uri())
     classifier, names = read_classifier(folder)
     labels = [names[i] for i in range(len(names))]
-    table = probabilities(LoadedClassifier(classifier, read_tokenizer(folder), labels), lines)
+    table = probabilities(LoadedClassifier(classifier, load_tokenizer(folder / "tokenizer.json"), labels), lines)
     return [_prediction(text, labels, row) for text, row in zip(lines, table.tolist(), strict=True)]
 
 
@@ -68,7 +69,7 @@ def continue_prompts(
     """`[{"prompt", "text"}]`: what a language model writes after each prompt."""
     from model.decoding import chain
     from model.generate import generate
-    from pipeline.stages.tokenizer import BOS_ID, EOS_ID, encode_documents
+    from pipeline.tokens import BOS_ID, EOS_ID, encode_documents
 
     loaded = _language_model(model)
     rules: dict[str, float] = {"greedy": 1} if temperature == 0 else {"temperature": temperature}
@@ -87,7 +88,7 @@ def continue_prompts(
 def _language_model(model: str) -> Any:
     """A pretrain artifact, a Llama folder, or the newest base model of the pipeline of that name."""
     from model.interchange import read_causal_lm
-    from pipeline.classify import read_tokenizer
+    from pipeline.tokens import load_tokenizer
     from pipeline.weights import CONFIG, LanguageModelFiles, LoadedLanguageModel
 
     folder = Path(model)
@@ -95,7 +96,7 @@ def _language_model(model: str) -> Any:
         folder = _base_of_pipeline(model)
     if (folder / CONFIG).exists():
         return LanguageModelFiles(folder).load()
-    return LoadedLanguageModel(read_causal_lm(folder), read_tokenizer(folder))
+    return LoadedLanguageModel(read_causal_lm(folder), load_tokenizer(folder / "tokenizer.json"))
 
 
 def _base_of_pipeline(name: str) -> Path:

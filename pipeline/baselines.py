@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
 from pipeline.metrics import Labelling
-from pipeline.stages.labels import LabelledSplit
+from pipeline.splitting import LabelledSplit
 
 Targets = Int64[np.ndarray, " n"]
 

@@ -1,7 +1,6 @@
 """Texts in, probabilities out: the one way a classifier is applied, in validation, evaluation and prediction."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from tokenizers import Tokenizer
 from model.heads import Classifier
 from pipeline.batches import fill_rows
 from pipeline.precision import Precision, autocast
-from pipeline.stages.tokenizer import encode_documents, load_tokenizer
+from pipeline.tokens import encode_documents
 from pipeline.weights import LoadedClassifier
 
 TOKENS_PER_BATCH = 8192
@@ -72,8 +71,3 @@ def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder."""
-    return load_tokenizer(folder / "tokenizer.json")

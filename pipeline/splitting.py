@@ -1,7 +1,10 @@
 """Which split a labelled text belongs to: said by a column, or drawn by its hash, so that equal texts stay together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.text import unit_hash
@@ -27,6 +30,14 @@ class Example(NamedTuple):
     label: str
     split: str
     where: str
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """Texts, and the number of each one's class: int64 [n], an index into `Labels.names`."""
+
+    texts: list[str]
+    targets: np.ndarray
 
 
 Splits = dict[SplitName, list[Example]]

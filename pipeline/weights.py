@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.heads import Classifier, LanguageModel
 from pipeline.identity import canonical
+from pipeline.tokens import load_tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 
@@ -45,7 +46,7 @@ class LanguageModelFiles:
     def load(self) -> LoadedLanguageModel:
         model = LanguageModel(self.config)
         _fill(model, self.path)
-        return LoadedLanguageModel(model, Tokenizer.from_file(str(self.path / TOKENIZER)))
+        return LoadedLanguageModel(model, load_tokenizer(self.path / TOKENIZER))
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ClassifierFiles:
         body = Decoder(ModelConfig(**record["model"]))
         model = Classifier(body, len(record["labels"]), record["pooling"])
         _fill(model, self.path)
-        return LoadedClassifier(model, Tokenizer.from_file(str(self.path / TOKENIZER)), record["labels"])
+        return LoadedClassifier(model, load_tokenizer(self.path / TOKENIZER), record["labels"])
 
 
 def write_language_model(folder: Path, params: Mapping[str, Tensor], cfg: ModelConfig, tokenizer: Path) -> None:

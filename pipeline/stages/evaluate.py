@@ -20,8 +20,9 @@ from pipeline.classify import probabilities
 from pipeline.engine import pick_device
 from pipeline.metrics import Labelling, Scores
 from pipeline.report import Picture, Prediction
+from pipeline.splitting import LabelledSplit
 from pipeline.stage import Context, Resources, Stage
-from pipeline.stages.labels import LabelledSplit, Labels
+from pipeline.stages.labels import Labels
 from pipeline.tables import write_table
 from pipeline.weights import ClassifierFiles, LoadedClassifier
 

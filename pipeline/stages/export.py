@@ -22,7 +22,7 @@ from pipeline.stage import Context, Stage
 from pipeline.stages.evaluate import Evaluation
 from pipeline.stages.finetune import Finetune
 from pipeline.stages.labels import Labels
-from pipeline.stages.tokenizer import EOS, PAD, SPECIAL
+from pipeline.tokens import EOS, PAD, SPECIAL
 from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier
 
 Logits = Float32[Tensor, "texts labels"]

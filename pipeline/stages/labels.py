@@ -18,7 +18,7 @@ from pipeline.errors import DataError
 from pipeline.identity import knob
 from pipeline.readers import Reading, Row, read_rows, text_of
 from pipeline.sources import Source
-from pipeline.splitting import Example, SplitName, by_column, by_fractions, carve_validation
+from pipeline.splitting import Example, LabelledSplit, SplitName, by_column, by_fractions, carve_validation
 from pipeline.stage import Context, Stage
 from pipeline.tables import write_table
 from pipeline.text import normalise
@@ -53,14 +53,6 @@ class LabelsConfig:
                 f"split={self.split} must be fractions of train, validation and test that sum to 1, "
                 "train and test above 0: for example [0.8, 0.1, 0.1]"
             )
-
-
-@dataclass(frozen=True)
-class LabelledSplit:
-    """Texts, and the number of each one's class: int64 [n], an index into `Labels.names`."""
-
-    texts: list[str]
-    targets: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from pipeline.precision import measured_matmul_flops
 from pipeline.schedule import lr_scale
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.shards import TokenShards
-from pipeline.stages.tokenizer import BOS_ID, EOS_ID, TokenizerFile
+from pipeline.stages.tokenizer import TokenizerFile
+from pipeline.tokens import BOS_ID, EOS_ID
 from pipeline.tracking import read_journal
 from pipeline.train import StepReport, train
 from pipeline.training import Checkpoints, Meter, TrainingConfig, prepare_process

@@ -15,10 +15,11 @@ from pipeline.faults import fault_point
 from pipeline.identity import knob
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.corpus import Corpus
-from pipeline.stages.tokenizer import TokenizerFile, encode_documents, load_tokenizer
+from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.tables import n_groups, read_group
 from pipeline.text import unit_hash
 from pipeline.token_stream import TokenStream
+from pipeline.tokens import encode_documents, load_tokenizer
 
 __all__ = ["ShardsConfig", "ShardsStage", "Split", "TokenShards", "TokenStream"]
 

@@ -1,24 +1,19 @@
-"""A byte-level BPE learned from the corpus, and the one way that text becomes token ids."""
+"""A byte-level BPE learned from the corpus."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from annotated_types import Ge, Le
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pipeline.errors import DataError, StageFailed
+from pipeline.errors import DataError
 from pipeline.faults import fault_point
 from pipeline.stage import Context, Stage
 from pipeline.stages.corpus import Corpus
-
-BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
-SPECIAL = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+from pipeline.tokens import BOS, BOS_ID, EOS, EOS_ID, PAD, encode_documents, load_tokenizer, panics
 
 BATCH_DOCUMENTS = 256
 HOLD_OUT_EVERY = 100
@@ -55,33 +50,6 @@ class TokenizerFile:
     def load(self) -> Tokenizer:
         """The tokenizer, set to read special tokens in a text as ordinary characters."""
         return load_tokenizer(self.file)
-
-
-def load_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, set to read special tokens in a text as ordinary characters."""
-    with panics(f"{file} cannot be loaded"):
-        tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """The ids of each text between bos and eos, int32. No text can forge a special token: `<|eos|>` in it is text."""
-    tokenizer.encode_special_tokens = True  # a setting that tokenizer.json does not keep
-    with panics("these texts cannot be encoded"):
-        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
-    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-
-
-@contextmanager
-def panics(what: str) -> Iterator[None]:
-    """Turns a panic of tokenizers, which is no Exception, into StageFailed."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # the type cannot be imported
-            raise
-        raise StageFailed(f"{what}: tokenizers stopped with: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.baselines import STRENGTHS, _best_strength, majority, tfidf_logreg
-from pipeline.stages.labels import LabelledSplit
+from pipeline.splitting import LabelledSplit
 
 WORDS = {0: "apple pear plum fig", 1: "iron zinc tin lead", 2: "one two three four"}
 NOTHING = LabelledSplit([], np.array([], dtype=np.int64))

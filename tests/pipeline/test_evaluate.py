@@ -9,9 +9,10 @@ import pytest
 
 from pipeline.publish import digests
 from pipeline.runner import Built
+from pipeline.splitting import LabelledSplit
 from pipeline.stage import Context
 from pipeline.stages.evaluate import Evaluate, Evaluation, _ready, _scaled
-from pipeline.stages.labels import LabelledSplit, LabelsStage
+from pipeline.stages.labels import LabelsStage
 from pipeline.store import Store
 from tests.pipeline.data_stages import made
 from tests.pipeline.toy_classifier import SCRIPT, evaluate_of, labels_of

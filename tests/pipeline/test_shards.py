@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pipeline import tables
 from pipeline.errors import DataError
 from pipeline.stages.shards import TokenShards
-from pipeline.stages.tokenizer import BOS_ID, EOS_ID
 from pipeline.store import Store
 from pipeline.text import unit_hash
 from pipeline.token_stream import TokenStream
+from pipeline.tokens import BOS_ID, EOS_ID
 from tests.pipeline.data_stages import corpus_of, made, opened, sentences, shards_of, tokenizer_of, toy_text
 
 DOCUMENTS = 200

@@ -4,17 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StageFailed
-from pipeline.stages.tokenizer import (
-    BOS_ID,
-    EOS_ID,
-    PAD_ID,
-    SPECIAL,
-    TokenizerFile,
-    blank_tokenizer,
-    encode_documents,
-    load_tokenizer,
-    panics,
-)
+from pipeline.stages.tokenizer import TokenizerFile, blank_tokenizer
+from pipeline.tokens import BOS_ID, EOS_ID, PAD_ID, SPECIAL, encode_documents, load_tokenizer, panics
 from tests.pipeline.data_stages import corpus_of, made, opened, tokenizer_of, toy_text
 
 

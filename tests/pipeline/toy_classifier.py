@@ -16,7 +16,8 @@ from model.init import initialize
 from pipeline.stage import Context, Stage
 from pipeline.stages.evaluate import Evaluate, EvaluateConfig
 from pipeline.stages.labels import Labels, LabelsConfig, LabelsStage
-from pipeline.stages.tokenizer import BOS, EOS, PAD, blank_tokenizer
+from pipeline.stages.tokenizer import blank_tokenizer
+from pipeline.tokens import BOS, EOS, PAD
 from pipeline.weights import ClassifierFiles, write_classifier
 
 CLASSES = {"fruit": "apple pear plum fig", "metal": "iron zinc tin lead", "a|b <i>_": "one two three four"}
