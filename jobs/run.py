@@ -19,7 +19,7 @@ from pipeline.config import flat, load
 from pipeline.errors import GristmillError
 from pipeline.identity import canonical, fingerprint
 from pipeline.runner import Built, Started, Submit, build, submit_here, topological
-from pipeline.store import Store
+from pipeline.store import Store, log
 
 MIRROR_SECONDS = 30.0
 """How long the end of a run waits for the tracking server before it leaves the rest to `gristmill sync`."""
@@ -56,6 +56,8 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
     start = time.monotonic()
     opened = open_config(path, overrides)
     config, graph, store = opened.config, opened.graph, opened.store
+    if config.cluster.workers > 1:
+        log.warning("cluster.workers=%d: this version trains in one process", config.cluster.workers)
     uri = tracking_uri(config)
     opening = open_record(
         store.home,

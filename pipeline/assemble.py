@@ -80,7 +80,7 @@ class ClusterConfig:
     """Where the stages run. Nothing here changes what they make."""
 
     workers: Count = knob(1)
-    """Training processes."""
+    """Training processes. This version trains in one, and says so if more are asked for."""
     cpus: Annotated[int, Ge(0)] = knob(0)
     """CPU cores to use; 0 means all of this machine."""
 
