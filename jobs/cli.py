@@ -16,14 +16,15 @@ app = App(
     help="Raw text in, a registered, fine-tuned classifier out, from one config file.",
     help_epilogue="""Start here:
 
-    gristmill run configs/quickstart.yaml        build everything that is missing, reuse the rest
-    gristmill plan configs/quickstart.yaml       what a run would do, and why
-    gristmill predict quickstart "a small furry animal"
-    gristmill ui                                 follow the experiments in MLflow
+* `gristmill run configs/quickstart.yaml`: build what is missing, reuse the rest
+* `gristmill plan configs/quickstart.yaml`: what a run would do, and why
+* `gristmill predict quickstart "a small furry animal"`
+* `gristmill ui`: follow the experiments in MLflow
 
 GRISTMILL_HOME (default ./runs) holds artifacts, journals and mlflow.db. Exit codes: 0 ok, 2 usage or config,
 3 environment, 5 a stage failed, 130 interrupted.""",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 config_app = App(name="config", help="Look into a config: what it resolves to, and what each key means.")
 app.command(config_app)

@@ -6,6 +6,7 @@ Ray reads its settings when it is imported, so it is imported inside the functio
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -27,8 +28,29 @@ SETTINGS = {
 
 @contextmanager
 def local_ray(home: Path, cpus: int) -> Iterator[Submit]:
-    """A Ray of `cpus` slots for the length of the block; submitted jobs are its tasks, and end with it."""
+    """A Ray of `cpus` slots for the length of the block; submitted jobs are its tasks, and end with it.
+
+    It is started by the first job: a run that reuses everything does without.
+    """
     os.environ |= {**SETTINGS, **_token(home), **os.environ}
+
+    def submit(job: Job) -> "Future[Built]":
+        import ray
+
+        if not ray.is_initialized():
+            _start(cpus)
+        own = slots(job.stage, cpus)
+        options = {"num_cpus": own, "num_gpus": job.stage.resources.gpus, "name": job.stage.name, "max_retries": 0}
+        return ray.remote(_build).options(**options).remote(job, own).future()
+
+    try:
+        yield submit
+    finally:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+
+
+def _start(cpus: int) -> None:
     import ray
 
     ray.init(
@@ -40,16 +62,6 @@ def local_ray(home: Path, cpus: int) -> Iterator[Submit]:
         configure_logging=True,
         _node_ip_address="127.0.0.1",
     )
-
-    def submit(job: Job) -> "Future[Built]":
-        own = slots(job.stage, cpus)
-        options = {"num_cpus": own, "num_gpus": job.stage.resources.gpus, "name": job.stage.name, "max_retries": 0}
-        return ray.remote(_build).options(**options).remote(job, own).future()
-
-    try:
-        yield submit
-    finally:
-        ray.shutdown()
 
 
 def _build(job: Job, cpus: int) -> Built:

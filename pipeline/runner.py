@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipeline.errors import DamagedArtifact
@@ -118,7 +118,11 @@ def build(targets: Sequence[Stage[Any]], store: Store, submit: Submit, *, cpus: 
             waiting.remove(stage)
             job = job_for(stage, store, done)
             yield Started(stage, job.key)
-            running[submit(job)] = stage
+            if reused := reuse(job):
+                done[stage.name] = reused
+                yield reused
+            else:
+                running[submit(job)] = stage
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:
             del running[future]
@@ -157,26 +161,27 @@ def submit_here(job: Job, *, cpus: int = 1) -> "Future[Built]":
 def build_one(job: Job, *, map_: Map = plain_map, cpus: int = 1) -> Built:
     """Build one stage in this process, unless its artifact is already there and every byte of it is right."""
     start = time.monotonic()
-    stage, store = job.stage, job.store
-    with store.lock(stage.kind, job.key):
-        status: Status = "reused"
-        if not _sound(job):
-            status = "built"
-            _run(job, map_, cpus)
-    manifest = store.find(stage.kind, job.key)
-    assert manifest is not None, "the artifact was published under the lock"
-    return Built(stage, job.key, status, time.monotonic() - start, manifest.digest, manifest.meta.get("notes", {}))
+    with job.store.lock(job.stage.kind, job.key):
+        if reused := reuse(job):  # another process may have built it meanwhile
+            return reused
+        _run(job, map_, cpus)
+    built = reuse(job)
+    assert built is not None, "the artifact was published under the lock"
+    return replace(built, status="built", seconds=time.monotonic() - start)
 
 
-def _sound(job: Job) -> bool:
+def reuse(job: Job) -> Built | None:
+    """The artifact of a job if it is there already, every byte of it checked; a damaged one is none, and is told."""
+    start = time.monotonic()
     if job.store.find(job.stage.kind, job.key) is None:
-        return False
+        return None
     try:
-        verify(job.store.path(job.stage.kind, job.key))
+        manifest = verify(job.store.path(job.stage.kind, job.key))
     except DamagedArtifact as damage:
         log.warning("%s Rebuilding it now.", damage)
-        return False
-    return True
+        return None
+    notes = manifest.meta.get("notes", {})
+    return Built(job.stage, job.key, "reused", time.monotonic() - start, manifest.digest, notes)
 
 
 def _run(job: Job, map_: Map, cpus: int) -> None:

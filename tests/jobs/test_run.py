@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -186,6 +187,26 @@ def test_a_dead_tracking_server_stops_no_run(first: dict[str, Any], home: Path, 
     assert result["status"] == "succeeded"
     assert result["model_uri"] is None
     assert digests(tmp_path, result) == digests(home, first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inline", [True, False], ids=["inline", "ray"])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, inline: bool):
+    command = [sys.executable, "-m", "jobs.cli", "run", SMOKE, "--json", *(["--inline"] if inline else [])]
+    environment = os.environ | {"GRISTMILL_HOME": str(tmp_path), "PYTHONPATH": "."}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if line.startswith("built"))
+        process.send_signal(signal.SIGINT)
+        out, rest = process.communicate(timeout=100)
+    assert process.returncode == 130, said + rest
+    assert "goes on where it stopped" in rest
+    assert "Traceback" not in rest
+    assert json.loads(out.splitlines()[-1])["status"] == "cancelled"
+    [record] = (tmp_path / "records").glob("*/record.json")
+    assert json.loads(record.read_text())["status"] == "cancelled"
 
 
 @pytest.mark.parametrize(
