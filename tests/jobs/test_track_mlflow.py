@@ -1,80 +1,22 @@
 """MLflow shows exactly what the record and the journals hold: after any kill, any outage, any number of calls."""
 
-import logging
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jobs.mlflow_client import connect, default_uri
+from jobs.mlflow_client import connect
 from jobs.record import open_record
 from jobs.track_mlflow import Mirror, sync
-from pipeline.errors import EnvironmentProblem, UsageError
+from pipeline.errors import UsageError
 from pipeline.publish import MANIFEST
 from pipeline.store import Store
-from pipeline.tracking import Journal, read_journal
+from pipeline.tracking import Journal
 from tests.jobs.conftest import Corpus, Export, Pretrain, Run, toy_pipeline
-
-
-def toy_with_export(*, seed: int = 0, labels: tuple[str, ...] = ("",)) -> list[Any]:
-    base = Pretrain(corpus=Corpus())
-    return [Export(base=base, seed=seed, label=label) for label in labels]
-
-
-def everything_in(home: Path) -> dict[str, Any]:
-    return everything_in_store(default_uri(home))
-
-
-def everything_in_store(uri: str) -> dict[str, Any]:
-    """What a tracker holds, without the ids it made up: equal for two trackers that show the same."""
-    client = connect(uri)
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    runs = sorted(client.search_runs(experiments), key=lambda run: run.info.run_name)
-    models = client.search_logged_models(experiments)
-    return {
-        "runs": [_shown(client, client.get_run(run.info.run_id)) for run in runs],
-        "models": sorted((m.name, m.model_type, str(m.status), m.tags["gristmill.key"]) for m in models),
-        "versions": sorted((v.name, v.version, v.tags["gristmill.key"]) for v in client.search_model_versions()),
-        "aliases": {m.name: m.aliases for m in client.search_registered_models()},
-    }
-
-
-def _shown(client: Any, run: Any) -> dict[str, Any]:
-    ours = {n: v for n, v in run.data.tags.items() if n.startswith("gristmill") and "reused_from" not in n}
-    history = {name: points(client, run.info.run_id, name) for name in run.data.metrics}
-    return {
-        "name": run.info.run_name,
-        "status": run.info.status,
-        "tags": ours,
-        "params": run.data.params,
-        "points": history,
-        "datasets": [(d.dataset.name, d.dataset.digest, d.tags[0].value) for d in run.inputs.dataset_inputs],
-        "models": (len(run.inputs.model_inputs), len(run.outputs.model_outputs)),
-        "files": [file.path for file in client.list_artifacts(run.info.run_id)],
-    }
-
-
-def points(client: Any, run_id: str, name: str) -> list[tuple[int, int, float]]:
-    return sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run_id, name))
-
-
-def journal_points(home: Path, kind: str, key: str, name: str) -> list[tuple[int, int, float]]:
-    journal = read_journal(Store(home).journal(kind, key))
-    return sorted((p.step, p.timestamp_ms, p.metrics[name]) for p in journal if name in p.metrics)
-
-
-def child_named(home: Path, name: str) -> dict[str, Any]:
-    (found,) = [run for run in everything_in(home)["runs"] if run["name"] == name]
-    return found
+from tests.jobs.mlflow_seen import child_named, everything_in, journal_points, toy_with_export
 
 
 def test_a_finished_run_is_shown_whole(home: Path, uri: str, run_toy: Run) -> None:
@@ -293,139 +235,6 @@ def test_a_run_that_a_slow_server_made_twice_is_one_run_again(home: Path, uri: s
 def test_an_unknown_run_is_refused(home: Path, uri: str) -> None:
     with pytest.raises(UsageError, match="no run 'nobody'"):
         sync(home, "nobody", uri)
-
-
-FIRST_NEW_ROW_IN = (
-    *(
-        "experiments",
-        "runs",
-        "params",
-        "tags",
-        "runs",
-        "metrics",
-        "inputs",
-        "runs",
-        "metrics",
-        "logged_models",
-        "inputs",
-    ),
-    *("runs", "inputs", "logged_models", "inputs", "registered_models", "model_versions", "registered_model_aliases"),
-)
-"""Where one sync after another is killed, in the order in which a sync first writes to these tables."""
-VICTIM = """
-import os, signal, sys
-from pathlib import Path
-import mlflow.pyfunc, sqlalchemy
-import jobs.mlflow_registry, jobs.mlflow_stages
-from jobs.track_mlflow import sync
-
-def die_after_a_row_in(table):
-    state = {"written": False, "committed": False}
-    def on_statement(connection, cursor, statement, *rest):
-        if state["committed"]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        state["written"] |= statement.startswith(f"INSERT INTO {table} ")
-    def on_commit(connection):
-        state["committed"] = state["written"]
-    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "before_cursor_execute", on_statement)
-    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "commit", on_commit)
-
-home, run, uri, *tables = sys.argv[1:]
-for table in tables:
-    child = os.fork()
-    if child == 0:
-        die_after_a_row_in(table)
-        sync(Path(home), run, uri)
-        os._exit(0)
-    print(table, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_a_sync_that_is_killed_after_any_new_row_is_made_good_by_the_next(
-    home: Path, uri: str, run_toy: Run, database: Path
-) -> None:
-    record = run_toy([Export(base=Pretrain(corpus=Corpus(), steps=1100))], register_name="clf")
-    command = [sys.executable, "-c", VICTIM, str(home), record.run, uri, *FIRST_NEW_ROW_IN]
-    victim = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert victim.stdout.splitlines() == [f"{table} {-signal.SIGKILL}" for table in FIRST_NEW_ROW_IN], victim.stderr
-    sync(home, record.run, uri)
-    survived = everything_in(home)
-    assert [run["status"] for run in survived["runs"]] == ["FINISHED"] * 4
-
-    shutil.copy(database, home / "untouched.db")
-    untouched = f"sqlite:///{home}/untouched.db"
-    sync(home, record.run, untouched)
-    assert everything_in_store(untouched) == survived
-
-
-@pytest.fixture
-def refusing_uri() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
-
-
-@pytest.fixture
-def hanging_uri() -> Iterator[str]:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(8)
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-class Broken(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_error(500, "broken")
-
-    do_POST = do_GET  # noqa: N815
-
-    def log_message(self, *args: Any) -> None:
-        del args
-
-
-@pytest.fixture
-def broken_uri() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Broken)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.mark.parametrize("kind", ["refusing_uri", "hanging_uri", "broken_uri"])
-def test_a_dead_server_neither_delays_nor_breaks_a_run_and_is_named_once(
-    kind: str, request: pytest.FixtureRequest, home: Path, run_toy: Run, caplog: pytest.LogCaptureFixture
-) -> None:
-    record, dead = run_toy(), request.getfixturevalue(kind)
-    mirror = Mirror(home, record.run, dead)
-    mirror.INTERVAL_SECONDS = 0.05
-    with caplog.at_level(logging.WARNING, "gristmill"):
-        began = time.monotonic()
-        mirror.start()
-        assert time.monotonic() - began < 0.5
-        time.sleep(0.5)
-        assert mirror.finish(1.5) is None
-        assert time.monotonic() - began < 4
-    (warning,) = caplog.messages
-    assert "80 points kept in" in warning
-    assert f"gristmill sync {record.run}" in warning
-
-
-def test_what_a_dead_server_missed_is_all_there_later(home: Path, uri: str, refusing_uri: str, run_toy: Run) -> None:
-    record = run_toy()
-    Mirror(home, record.run, refusing_uri).start().finish(10)
-    sync(home, record.run, uri)
-    key = str(record.stage("pretrain").key)
-    shown = child_named(home, "2-pretrain")["points"]["train/loss"]
-    assert shown == journal_points(home, "pretrain", key, "train/loss")
-
-
-def test_a_server_that_refuses_is_an_environment_problem(home: Path, refusing_uri: str, run_toy: Run) -> None:
-    with pytest.raises(EnvironmentProblem, match="MLflow at http://127"):
-        sync(home, run_toy().run, refusing_uri)
 
 
 def test_the_mirror_follows_a_run_and_its_last_sync_has_everything(home: Path, uri: str) -> None:
