@@ -28,7 +28,7 @@ MIRROR_SECONDS_AFTER_FAILURE = 10.0
 
 def home() -> Path:
     """Where everything is kept: GRISTMILL_HOME, or `runs` in the current directory."""
-    return Path(os.environ.get("GRISTMILL_HOME") or "runs")
+    return Path(os.environ.get("GRISTMILL_HOME") or "runs").absolute()
 
 
 def tracking_uri(config: PipelineConfig | None = None) -> str:
