@@ -4,12 +4,13 @@ Write into `.tmp-*` beside the target, fsync the files, write `manifest.json` la
 parent. A kill at any moment leaves either the whole artifact or a `.tmp-*` folder that nobody reads.
 """
 
+import errno
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,43 +40,58 @@ def publishing(target: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
 
     `meta` is read when the block ends, so it may gather notes while the block runs. An existing target is replaced.
     """
+    with replacing(target) as scratch:
+        yield scratch
+        files = digests(scratch)
+        record = {"schema": SCHEMA, **meta, "digest": combined(files), "files": files}
+        seal(scratch, files, json.dumps(record, indent=2, sort_keys=True).encode())
+
+
+@contextmanager
+def replacing(target: Path, prefix: str = SCRATCH_PREFIX) -> Iterator[Path]:
+    """A scratch folder that takes the place of `target` if the block, which has to `seal` it, ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.parent / f"{SCRATCH_PREFIX}{target.name}-{uuid.uuid4().hex[:8]}"
+    scratch = target.parent / f"{prefix}{target.name}-{uuid.uuid4().hex[:8]}"
     scratch.mkdir()
     try:
         yield scratch
-        _seal(scratch, meta)
         fault_point("publish.rename")
         _move(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _seal(folder: Path, meta: Mapping[str, Any]) -> None:
-    files = digests(folder)
-    for name in files:
-        _fsync(folder / name)
-    record = {"schema": SCHEMA, **meta, "digest": combined(files), "files": files}
+def seal(folder: Path, names: Iterable[str], manifest: bytes) -> None:
+    """Bring the named files to the disk, and the manifest after them."""
+    for name in names:
+        fsync(folder / name)
     fault_point("publish.manifest")
-    with (folder / MANIFEST).open("w") as out:
-        json.dump(record, out, indent=2, sort_keys=True)
-        out.flush()
-        os.fsync(out.fileno())
-    _fsync(folder)
+    (folder / MANIFEST).write_bytes(manifest)
+    fsync(folder / MANIFEST)
+    fsync(folder)
 
 
 def _move(scratch: Path, target: Path) -> None:
-    if target.exists():  # a damaged or older version: step aside first, since rename cannot replace a full folder
-        aside = scratch.with_name(f"{scratch.name}-old")
-        target.rename(aside)
-        scratch.rename(target)
-        shutil.rmtree(aside)
-    else:
-        scratch.rename(target)
-    _fsync(target.parent)
+    aside: list[Path] = []
+    while True:
+        try:
+            scratch.rename(target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # a damaged or older version, or one that another process has just put there, steps aside first, since rename
+        # cannot replace a full folder
+        old = scratch.with_name(f"{scratch.name}-old{len(aside)}")
+        with suppress(FileNotFoundError):
+            aside.append(target.rename(old))
+    for old in aside:
+        shutil.rmtree(old)
+    fsync(target.parent)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or the list of names of a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -105,9 +121,18 @@ def combined(files: Mapping[str, Mapping[str, Any]]) -> str:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a published folder, or None where there is no complete artifact."""
     try:
-        record = json.loads((folder / MANIFEST).read_bytes())
+        return parse_manifest((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def parse_manifest(data: bytes) -> Manifest | None:
+    """The manifest that a `manifest.json` holds, or None where it is torn or not one."""
+    try:
+        record = json.loads(data)
         files, digest = record.pop("files"), record.pop("digest")
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        combined(files)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     if record.pop("schema", None) != SCHEMA:
         return None
@@ -121,23 +146,33 @@ def verify(folder: Path) -> Manifest:
         raise DamagedArtifact(
             f"{folder}: no valid {MANIFEST}, so there is no artifact here. Delete the folder and run again."
         )
-    for name, expected in manifest.files.items():
-        path = folder / name
-        actual = file_digest(path) if path.is_file() else "no such file"
-        if actual != expected["blake3"]:
-            raise DamagedArtifact(
-                f"{path}: damaged. blake3 expected {expected['blake3']}, actual {actual}. "
-                f"Delete {folder} and run again: it is rebuilt from its inputs."
-            )
-    if combined(manifest.files) != manifest.digest:
-        raise DamagedArtifact(
-            f"{folder / MANIFEST}: damaged: it does not match its own digest {manifest.digest}. "
-            f"Delete {folder} and run again."
-        )
+    for name in manifest.files:
+        verify_file(folder, name, manifest, folder)
+    verify_self(manifest, folder)
     return manifest
 
 
-def sweep(target: Path) -> None:
+def verify_file(folder: Path, name: str, manifest: Manifest, source: Path | str) -> None:
+    """Check one file of `folder` against a manifest; `source` is where the error says it came from."""
+    path, expected = folder / name, manifest.files[name]["blake3"]
+    actual = file_digest(path) if path.is_file() else "no such file"
+    if actual != expected:
+        raise DamagedArtifact(
+            f"{source}/{name}: damaged. blake3 expected {expected}, actual {actual}. "
+            f"Delete {source} and run again: it is rebuilt from its inputs."
+        )
+
+
+def verify_self(manifest: Manifest, source: Path | str) -> None:
+    """Check that a manifest agrees with its own digest."""
+    if combined(manifest.files) != manifest.digest:
+        raise DamagedArtifact(
+            f"{source}/{MANIFEST}: damaged: it does not match its own digest {manifest.digest}. "
+            f"Delete {source} and run again."
+        )
+
+
+def sweep(target: Path, prefix: str = SCRATCH_PREFIX) -> None:
     """Remove what interrupted writers of `target` left beside it. Call it only under the lock that guards it."""
-    for orphan in target.parent.glob(f"{SCRATCH_PREFIX}{target.name}-*"):
+    for orphan in target.parent.glob(f"{prefix}{target.name}-*"):
         shutil.rmtree(orphan, ignore_errors=True)

@@ -1,26 +1,51 @@
-"""Where artifacts live: `store/<kind>/<key>/`, found by key, verified on every read, built by one process at a time."""
+"""Where artifacts live: `store/<kind>/<key>/`, found by key, verified on every read, built by one process at a time.
+
+With a remote, a shared store by URL has the same folders and files; what is missing here is fetched from there.
+"""
 
 import logging
+import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline import publish
-from pipeline.publish import Manifest
+from pipeline import publish, remote
+from pipeline.errors import DamagedArtifact, EnvironmentProblem
+from pipeline.filesystems import checked
+from pipeline.publish import MANIFEST, Manifest
+from pipeline.tracking import progress_path, read_progress
 
 log = logging.getLogger("gristmill")
+
+STOP = "stop"
 
 
 @dataclass(frozen=True)
 class Store:
-    """Under `home`: `store/` finished artifacts, `work/` what a killed stage goes on from, `journal/` metrics."""
+    """Under `home`: `store/` finished artifacts, `work/` what a killed stage goes on from, `journal/` metrics.
+
+    `remote` is the URL of a store that several machines share, laid out alike. Locks stay local: two clusters that
+    build one key into one remote both do the work, and since equal inputs give equal bytes it does not matter whose
+    stay. Raises UsageError where `remote` is not the URL of a store, or has credentials in it.
+    """
 
     home: Path
+    remote: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.remote is not None:
+            object.__setattr__(self, "remote", checked(self.remote))
+
+    def here(self) -> "Store":
+        """The same store as this machine sees it: with a remote, a machine may name its own home in GRISTMILL_CACHE."""
+        cache = os.environ.get("GRISTMILL_CACHE")
+        return replace(self, home=Path(cache)) if self.remote and cache else self
 
     def path(self, kind: str, key: str) -> Path:
         return self.home / "store" / kind / key
@@ -32,41 +57,239 @@ class Store:
     def journal(self, kind: str, key: str) -> Path:
         return self.home / "journal" / kind / f"{key}.jsonl"
 
+    def url(self, path: Path) -> str:
+        """Where the remote keeps what this store keeps at `path`. Only for a store with a remote."""
+        assert self.remote is not None
+        return f"{self.remote}/{path.relative_to(self.home).as_posix()}"
+
+    # Artifacts
+
     def find(self, kind: str, key: str) -> Manifest | None:
-        """The manifest of a finished artifact, or None."""
-        return publish.read_manifest(self.path(kind, key))
+        """The manifest of a finished artifact, here or in the remote, or None."""
+        folder = self.path(kind, key)
+        found = publish.read_manifest(folder)
+        return remote.manifest(self.url(folder)) if found is None and self.remote else found
 
     def open(self, kind: str, key: str) -> Path:
-        """The folder of a finished artifact, every byte checked. Raises DamagedArtifact."""
-        publish.verify(self.path(kind, key))
+        """The folder of a finished artifact, every byte checked; fetched if it is not here. Raises DamagedArtifact."""
+        self.fetch(kind, key)
         return self.path(kind, key)
 
+    def fetch(self, kind: str, key: str) -> Manifest:
+        """As `open`, for the manifest. A copy that is damaged here is mended from the remote, which is told."""
+        folder = self.path(kind, key)
+        if self.remote is None:
+            return publish.verify(folder)
+        if publish.read_manifest(folder) is not None:
+            try:
+                return publish.verify(folder)
+            except DamagedArtifact as damage:
+                if remote.manifest(self.url(folder)) is None:
+                    raise
+                log.warning("%s Fetching it from %s instead.", damage, self.url(folder))
+        return self._pull(folder, kind, key)
+
     def manifests(self, kind: str) -> list[Manifest]:
-        """The manifests of every finished artifact of a kind, the newest first."""
-        paths = (self.home / "store" / kind).glob(f"*/{publish.MANIFEST}")
-        newest_first = sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        return [manifest for path in newest_first if (manifest := publish.read_manifest(path.parent))]
+        """The manifests of every finished artifact of a kind, here and in the remote, the newest first."""
+        folder = self.home / "store" / kind
+        found = {
+            path.parent.name: (path.stat().st_mtime, manifest)
+            for path in folder.glob(f"*/{MANIFEST}")
+            if (manifest := publish.read_manifest(path.parent))
+        }
+        elsewhere = remote.manifests(self.url(folder), without=found) if self.remote else []
+        dated = [*found.values(), *elsewhere]
+        return [manifest for _, manifest in sorted(dated, key=lambda one: one[0], reverse=True)]
 
     @contextmanager
     def writing(self, kind: str, key: str, meta: Mapping[str, Any]) -> Iterator[Path]:
-        """A scratch folder that becomes the artifact if the block ends without an error. Hold the lock meanwhile."""
+        """A scratch folder that becomes the artifact if the block ends without an error. Hold the lock meanwhile.
+
+        With a remote it is uploaded before this returns. What the stage kept to go on from is then deleted.
+        """
         with publish.publishing(self.path(kind, key), meta) as scratch:
             yield scratch
-        shutil.rmtree(self.work(kind, key), ignore_errors=True)
+        self._push(kind, key)
+        self._drop(self.work(kind, key))
+
+    def share(self, kind: str, key: str) -> None:
+        """Upload an artifact that is here, if the remote has none of this key."""
+        own = publish.read_manifest(self.path(kind, key))
+        if self.remote is None or own is None:
+            return
+        there = remote.manifest(self.url(self.path(kind, key)))
+        if there is None:
+            self._push(kind, key)
+        elif there.digest != own.digest:
+            where = self.url(self.path(kind, key))
+            log.warning("%s has other bytes than are here. Both are whole; each machine goes on with its own.", where)
+
+    def drop_remote(self, kind: str, key: str) -> None:
+        """Delete the remote copy of an artifact that is to be built anew: it would keep the new one out."""
+        if self.remote is not None:
+            remote.delete(self.url(self.path(kind, key)))
+
+    def _push(self, kind: str, key: str) -> None:
+        """The journal goes first, so that whoever finds the artifact finds all of its points."""
+        if self.remote is not None:
+            self.push_journal(kind, key)
+            remote.push(self.path(kind, key), self.url(self.path(kind, key)))
+
+    def _pull(self, folder: Path, kind: str, key: str) -> Manifest:
+        with _held(self.home / "locks" / f"{kind}-{key}.pull.lock", f"{kind} {key[:8]} is being fetched"):
+            publish.sweep(folder, remote.PULLING)
+            return remote.pull(self.url(folder), folder)
+
+    def _drop(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if self.remote is not None:
+            try:
+                remote.delete(self.url(folder))
+            except EnvironmentProblem as problem:  # nobody needs what is left there
+                log.warning("not deleted: %s", problem)
+
+    # What an unfinished stage goes on from
+
+    def push_work(self, kind: str, key: str, name: str) -> None:
+        """Upload a published folder `name` of the work folder, after the journal: the points up to it are there too."""
+        if self.remote is not None:
+            self.push_journal(kind, key)
+            remote.push(self.work(kind, key) / name, self.url(self.work(kind, key) / name))
+
+    def pull_work(self, kind: str, key: str, name: str) -> Path:
+        """A published folder of the work folder, fetched from the remote if it is not here whole.
+
+        Raises DamagedArtifact where neither has it whole. Without a remote it is not read: its reader checks it.
+        """
+        folder = self.work(kind, key) / name
+        if self.remote is not None and not _is_whole(folder):
+            self._pull(folder, kind, key)
+        return folder
+
+    def work_names(self, kind: str, key: str) -> list[str]:
+        """The published folders of the work folder, here or in the remote, sorted by name."""
+        folder = self.work(kind, key)
+        here = {path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith(".")}
+        if self.remote is None:
+            return sorted(here)
+        there = [name for name in remote.names(self.url(folder)) if name not in here]
+        return sorted(here | {name for name in there if remote.manifest(self.url(folder / name)) is not None})
+
+    def drop_work(self, kind: str, key: str, name: str) -> None:
+        """Delete a folder of the work folder, here and in the remote. A kill in mid-delete leaves no half of one."""
+        folder = self.work(kind, key) / name
+        if folder.exists():
+            aside = folder.with_name(f"{publish.SCRATCH_PREFIX}{name}-old")
+            shutil.rmtree(folder.rename(aside))
+        self._drop(folder)
+
+    # A request to stop, for whoever runs the stage
+
+    def request_stop(self, kind: str, key: str) -> None:
+        """Ask the stage of this key, wherever it runs, to stop at its next checkpoint."""
+        path = self.work(kind, key) / STOP
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("stop\n")
+        if self.remote is not None:  # there, it is for all machines, and any of them can take it back
+            remote.put_file(path, self.url(path))
+            path.unlink()
+
+    def stop_requested(self, kind: str, key: str) -> bool:
+        """Whether somebody asked. A remote that does not answer is no request."""
+        path = self.work(kind, key) / STOP
+        if self.remote is None:
+            return path.exists()
+        try:
+            return remote.exists(self.url(path))
+        except EnvironmentProblem as problem:
+            log.warning("no word of a stop: %s", problem)
+            return False
+
+    def clear_stop(self, kind: str, key: str) -> None:
+        """Take a request back, or note that it was met."""
+        path = self.work(kind, key) / STOP
+        path.unlink(missing_ok=True)
+        if self.remote is not None:
+            remote.delete_file(self.url(path))
+
+    # Journals
+
+    def push_journal(self, kind: str, key: str) -> None:
+        """Upload the journal and the progress of a stage as they are now."""
+        path = self.journal(kind, key)
+        if self.remote is None or not path.exists():
+            return
+        remote.put_file(path, self.url(path))
+        progress = progress_path(path)
+        if progress.exists():
+            remote.put_file(progress, self.url(progress))
+        else:
+            remote.delete_file(self.url(progress))
+
+    def pull_journal(self, kind: str, key: str) -> None:
+        """Bring the journal and the progress of a stage up to what the remote knows.
+
+        Of two journals the one with more whole lines stands, so none is lost that is only here; a kill leaves the old.
+        """
+        if self.remote is None:
+            return
+        path = self.journal(kind, key)
+        with _fetched(self.url(path), path) as journal:
+            if journal is not None and _lines(journal) > _lines(path):
+                journal.replace(path)
+        progress = progress_path(path)
+        with _fetched(self.url(progress), progress) as newer:
+            if newer is None:
+                progress.unlink(missing_ok=True)
+            elif _said_at(newer) > _said_at(progress):
+                newer.replace(progress)
 
     @contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:
         """Only one process builds an artifact; another waits, and says so. The kernel frees a dead holder's lock."""
-        path = self.home / "locks" / f"{kind}-{key}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("%s %s is being built by another process; waiting for it", kind, key[:8])
-            lock.acquire()
-        try:
+        with _held(self.home / "locks" / f"{kind}-{key}.lock", f"{kind} {key[:8]} is being built"):
             publish.sweep(self.path(kind, key))
             yield
-        finally:
-            lock.release()
+
+
+@contextmanager
+def _held(path: Path, what: str) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("%s by another process; waiting for it", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        publish.verify(folder)
+    except DamagedArtifact:
+        return False
+    return True
+
+
+@contextmanager
+def _fetched(url: str, path: Path) -> Iterator[Path | None]:
+    """A file of the remote under a passing name beside `path`, or None where there is none."""
+    aside = path.with_name(f"{publish.SCRATCH_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield aside if remote.get_file(url, aside) else None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _lines(journal: Path) -> int:
+    """How many lines are whole."""
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def _said_at(progress: Path) -> float:
+    said = read_progress(progress)
+    return said["time"] if said else 0.0

@@ -6,11 +6,18 @@ never doubles a point and a mirror may send each line as soon as it is written.
 """
 
 import json
+import logging
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+log = logging.getLogger("gristmill")
+
+JOURNAL_SECONDS = 5.0
+"""A journal is sent to other machines at most this often."""
 
 
 class Tracker(Protocol):
@@ -89,19 +96,23 @@ def read_journal(path: Path) -> Iterator[Point]:
 class Recorder:
     """The tracker of a stage that runs: metrics into its journal, progress into a small file beside it.
 
-    Whoever wants to show progress reads the file; so the stage needs no connection to the person who waits.
+    Whoever wants to show progress reads the file; so the stage needs no connection to the person who waits. `send`
+    brings both to other machines: it is called in the background while they change, and once more at the end. What it
+    raises is logged, and never reaches the stage.
     """
 
     MIN_SECONDS = 0.2
     """Progress is written at most this often."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, send: Callable[[], None] | None = None) -> None:
         self._journal = Journal(path)
         self._progress = progress_path(path)
         self._next = 0.0
+        self._sender = None if send is None else _Sender(send)
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         self._journal.append(values, step=step)
+        self._changed()
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         now = time.monotonic()
@@ -111,10 +122,50 @@ class Recorder:
         scratch = self._progress.with_suffix(".tmp")
         scratch.write_text(json.dumps({"done": done, "total": total, "text": text, "time": time.time()}))
         scratch.replace(self._progress)
+        self._changed()
 
     def close(self) -> None:
+        if self._sender:
+            self._sender.stop()
         self._journal.close()
         self._progress.unlink(missing_ok=True)
+        if self._sender:
+            self._sender.send()
+
+    def _changed(self) -> None:
+        if self._sender:
+            self._sender.changed.set()
+
+
+class _Sender:
+    """Calls `send` from a thread of its own: soon after something has changed, at most every JOURNAL_SECONDS."""
+
+    def __init__(self, send: Callable[[], None]) -> None:
+        self.changed = threading.Event()
+        self._send = send
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="journal-sender", daemon=True)
+        self._thread.start()
+
+    def send(self) -> None:
+        try:
+            self._send()
+        except Exception as error:  # noqa: BLE001 - a stage must not die of its mirror
+            log.warning("the journal was not sent: %s", error)
+
+    def stop(self) -> None:
+        """Wait until the thread has ended."""
+        self._stopped.set()
+        self.changed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            self.changed.wait()
+            self.changed.clear()
+            if not self._stopped.is_set():
+                self.send()
+                self._stopped.wait(JOURNAL_SECONDS)
 
 
 def progress_path(journal: Path) -> Path:
