@@ -1,4 +1,4 @@
-"""Run each stage as a Ray task on a cluster of this machine, started for the run and gone with it.
+"""Run each stage as a Ray task: on a Ray of this machine, started for the run and gone with it, or on a cluster.
 
 Ray reads its settings when it is imported, so it is imported inside the functions, after they are set.
 """
@@ -7,13 +7,18 @@ import logging
 import os
 import secrets
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from jobs.gang_ray import RayGang, Workers
+from pipeline.errors import EnvironmentProblem, GristmillError, WorkerLost
 from pipeline.runner import Built, Job, Submit, build_one, slots
+from pipeline.stage import Gang, alone
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,22 +31,38 @@ SETTINGS = {
 }
 
 
-@contextmanager
-def local_ray(home: Path, cpus: int) -> Iterator[Submit]:
-    """A Ray of `cpus` slots for the length of the block; submitted jobs are its tasks, and end with it.
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Where stages run. `address` None is a Ray of this machine, with `cpus` slots, for this run alone."""
 
-    It is started by the first job: a run that reuses everything does without.
-    """
-    os.environ |= {**SETTINGS, **_token(home), **os.environ}
+    home: Path
+    cpus: int
+    address: str | None = None
+    workers: Workers = 1
+    """Ranks of a stage that can use them."""
+    timeout_seconds: float = 60.0
+
+
+@contextmanager
+def on_ray(options: RayOptions) -> Iterator[Submit]:
+    """What submits jobs as tasks of a Ray, reached by the first of them: a run that reuses everything does without."""
+    os.environ |= {**SETTINGS, **({} if options.address else _token(options.home)), **os.environ}
 
     def submit(job: Job) -> "Future[Built]":
         import ray
 
         if not ray.is_initialized():
-            _start(cpus)
-        own = slots(job.stage, cpus)
-        options = {"num_cpus": own, "num_gpus": job.stage.resources.gpus, "name": job.stage.name, "max_retries": 0}
-        return ray.remote(_build).options(**options).remote(job, own).future()
+            _connect(options)
+        own = slots(job.stage, options.cpus)
+        gpus = min(1, int(ray.cluster_resources().get("GPU", 0))) if job.stage.resources.ranks else 0
+        gang = _gang(options, own, gpus) if job.stage.resources.ranks else alone
+        task = ray.remote(_build).options(
+            num_cpus=own if gang is alone else 0,  # the slots are the ranks' to take
+            num_gpus=gpus if gang is alone else 0,
+            name=job.stage.name,
+            max_retries=0,
+        )
+        return _told(job.stage.name, task.remote(job, own, gang).future())
 
     try:
         yield submit
@@ -50,22 +71,77 @@ def local_ray(home: Path, cpus: int) -> Iterator[Submit]:
             sys.modules["ray"].shutdown()
 
 
-def _start(cpus: int) -> None:
+def _gang(options: RayOptions, cpus: int, gpus: int) -> Gang:
+    most = options.workers if isinstance(options.workers, int) else options.workers[1]
+    if most == 1:
+        return alone
+    return RayGang(options.workers, max(1, cpus // most), gpus, options.timeout_seconds)
+
+
+def _connect(options: RayOptions) -> None:
     import ray
 
-    ray.init(
-        "local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=True,
-        logging_level=logging.WARNING,
-        configure_logging=True,
-        _node_ip_address="127.0.0.1",
+    quiet: dict[str, Any] = {
+        "log_to_driver": True,
+        "logging_level": logging.WARNING,
+        "configure_logging": True,
+        "runtime_env": {"worker_process_setup_hook": speak_for_ourselves},
+    }
+    if options.address:
+        try:
+            ray.init(options.address, **quiet)
+        except (ConnectionError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise EnvironmentProblem(f"no Ray cluster at {options.address}: {reason}") from error
+        return
+    ray.init("local", num_cpus=options.cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+
+
+def speak_for_ourselves() -> None:
+    """In a worker process: let our log through, and not what Ray Train has to say of its own workings."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("gristmill").setLevel(logging.INFO)
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        # it asks the dashboard, which a local Ray does without, and has nothing to clean up there
+        if failure.thread is None or failure.thread.name != "PlacementGroupCleanerMonitor":
+            before(failure)
+
+    threading.excepthook = hook
+
+
+def _build(job: Job, cpus: int, gang: Gang) -> Built:
+    return build_one(
+        Job(job.stage, job.store.here(), job.key, job.recipe, job.keys), map_=ray_map, gang=gang, cpus=cpus
     )
 
 
-def _build(job: Job, cpus: int) -> Built:
-    return build_one(job, map_=ray_map, cpus=cpus)
+def _told(stage: str, running: "Future[Built]") -> "Future[Built]":
+    """The same future, with what a stage raised in place of Ray's wrapping, and a lost process as WorkerLost."""
+    told: Future[Built] = Future()
+
+    def tell(done: "Future[Built]") -> None:
+        error = done.exception()
+        if error is None:
+            told.set_result(done.result())
+        else:
+            told.set_exception(_explained(stage, error))
+
+    running.add_done_callback(tell)
+    return told
+
+
+def _explained(stage: str, error: BaseException) -> BaseException:
+    from ray.exceptions import RayError, RayTaskError
+
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, GristmillError):
+        return cause
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        return WorkerLost(f"{stage}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    return error
 
 
 def ray_map(function: Callable[[T], R], items: Iterable[T], /) -> list[R]:

@@ -204,7 +204,7 @@ def parent_status(book: Book) -> str:
     record = book.record
     if record.status == "running":
         return "RUNNING" if is_live(book.home, record.run) else "KILLED"
-    return {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}[record.status]
+    return {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "preempted": "KILLED"}[record.status]
 
 
 def _headline(record: Record) -> list[Metric]:

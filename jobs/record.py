@@ -16,10 +16,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
-from pipeline.errors import UsageError
+from pipeline.errors import Cancelled, Preempted, UsageError
 
 StageStatus = Literal["pending", "running", "built", "reused", "failed"]
-RunStatus = Literal["running", "succeeded", "failed", "cancelled"]
+RunStatus = Literal["running", "succeeded", "failed", "cancelled", "preempted"]
+EndStatus = Literal["succeeded", "failed", "cancelled", "preempted"]
 
 RECORD, LOCK = "record.json", "lock"
 PATIENCE_SECONDS = 0.2
@@ -52,6 +53,8 @@ class Record:
     finished_ms: int | None = None
     commit: str | None = None
     dirty: bool = False
+    job_id: str | None = None
+    """The cluster's name for it, where it was submitted to one."""
     register_name: str | None = None
     tracking_uri: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -90,13 +93,7 @@ class OpenRecord:
         stage = replace(old, key=key, status=status, finished_ms=now_ms(), seconds=seconds)
         self._put(replace(stage, started_ms=old.started_ms or stage.finished_ms))
 
-    def failed(self, name: str) -> None:
-        """A stage raised."""
-        self._put(replace(self.record.stage(name), status="failed", finished_ms=now_ms()))
-
-    def finish(
-        self, status: Literal["succeeded", "failed", "cancelled"], result: Mapping[str, Any] | None = None
-    ) -> None:
+    def finish(self, status: EndStatus, result: Mapping[str, Any] | None = None) -> None:
         """The run is over; called again, the time of the first call stands. The lock stays until `release`."""
         finished_ms = self.record.finished_ms or now_ms()
         self._save(replace(self.record, status=status, finished_ms=finished_ms, result=result))
@@ -111,10 +108,10 @@ class OpenRecord:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None and self.record.status == "running":
-            self._broken_off("cancelled" if issubclass(kind, KeyboardInterrupt) else "failed")
+            self._broken_off(ended_by(kind))
         self.release()
 
-    def _broken_off(self, status: Literal["failed", "cancelled"]) -> None:
+    def _broken_off(self, status: EndStatus) -> None:
         ended: StageStatus = "failed" if status == "failed" else "pending"
         for stage in [stage for stage in self.record.stages if stage.status == "running"]:
             self._put(replace(stage, status=ended, finished_ms=now_ms()))
@@ -126,6 +123,13 @@ class OpenRecord:
     def _save(self, record: Record) -> None:
         save(self.folder, record)
         self.record = record
+
+
+def ended_by(error: type[BaseException]) -> EndStatus:
+    """What became of a run that an exception ended."""
+    if issubclass(error, KeyboardInterrupt | Cancelled):
+        return "cancelled"
+    return "preempted" if issubclass(error, Preempted) else "failed"
 
 
 def open_record(
@@ -147,6 +151,7 @@ def open_record(
         "params": dict(params),
         "commit": commit,
         "dirty": dirty,
+        "job_id": os.environ.get("GRISTMILL_JOB_ID"),
         "register_name": register_name,
         "tracking_uri": without_password(tracking_uri),
     }

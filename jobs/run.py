@@ -6,24 +6,28 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from jobs.console import RunView
-from jobs.record import OpenRecord, open_record
+from jobs.record import OpenRecord, ended_by, open_record
+from jobs.stopping import Stopping
 from jobs.track_mlflow import Mirror, Mirrored
 from pipeline.assemble import Graph, PipelineConfig, assemble
+from pipeline.checkpoint import published
 from pipeline.config import flat, load
-from pipeline.errors import GristmillError
+from pipeline.errors import WorkerLost
 from pipeline.identity import canonical, fingerprint
 from pipeline.runner import Built, Started, Submit, build, submit_here, topological
+from pipeline.stage import alone
 from pipeline.store import Store, log
 
 MIRROR_SECONDS = 30.0
 """How long the end of a run waits for the tracking server before it leaves the rest to `gristmill sync`."""
-MIRROR_SECONDS_AFTER_FAILURE = 10.0
+LONGEST_PAUSE_SECONDS = 60.0
 
 
 def home() -> Path:
@@ -48,7 +52,7 @@ class Opened:
 
 def open_config(path: Path, overrides: Sequence[str]) -> Opened:
     config = load(PipelineConfig, path, overrides).config
-    return Opened(config, assemble(config), Store(home()))
+    return Opened(config, assemble(config), Store(home(), config.cluster.store or os.environ.get("GRISTMILL_STORE")))
 
 
 def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) -> dict[str, Any]:
@@ -56,8 +60,6 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
     start = time.monotonic()
     opened = open_config(path, overrides)
     config, graph, store = opened.config, opened.graph, opened.store
-    if config.cluster.workers > 1:
-        log.warning("cluster.workers=%d: this version trains in one process", config.cluster.workers)
     uri = tracking_uri(config)
     opening = open_record(
         store.home,
@@ -68,15 +70,11 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
         register_name=(config.register.name or config.name) if graph.export else None,
         tracking_uri=uri,
     )
-    with opening as record:
+    with Mirror(store.home, opening.record.run, uri) as mirror, opening as record:
         write_resolved(record.folder / "resolved.yaml", config)
-        mirror = Mirror(store.home, record.record.run, uri).start()
-        cpus = config.cluster.cpus or len(os.sched_getaffinity(0))
-        with _told_if_it_ends_badly(record, mirror), view, launcher(inline, store.home, cpus) as submit:
-            events = [_note(event, record, view) for event in build(graph.targets, store, submit, cpus=cpus)]
-        result = {"name": config.name, "run": record.record.run} | _result(
-            graph, store, [event for event in events if isinstance(event, Built)]
-        )
+        with Stopping(record.folder, partial(_ask_to_stop, opened, record)), view:
+            built = _build_all(opened, record, view, inline=inline)
+        result = {"name": config.name, "run": record.record.run} | _result(graph, store, built)
         record.finish("succeeded", result)
         result |= _tracked(mirror.finish(MIRROR_SECONDS), uri)
         result |= {"wall_seconds": round(time.monotonic() - start, 2)}
@@ -84,18 +82,39 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
         return result
 
 
-@contextmanager
-def _told_if_it_ends_badly(record: OpenRecord, mirror: Mirror) -> Iterator[None]:
-    """Whatever ends the block early is written down and shown to the tracker before it goes on its way."""
-    try:
-        yield
-    except BaseException as error:
-        for stage in record.record.stages:
-            if stage.status == "running":
-                record.failed(stage.name)
-        record.finish("cancelled" if isinstance(error, KeyboardInterrupt) else "failed")
-        mirror.finish(MIRROR_SECONDS_AFTER_FAILURE)
-        raise
+def _build_all(opened: Opened, record: OpenRecord, view: RunView, *, inline: bool) -> list[Built]:
+    """Build every stage. A lost worker or machine costs what was done since the last checkpoint, and some patience."""
+    cluster, cpus = opened.config.cluster, opened.config.cluster.cpus or len(os.sched_getaffinity(0))
+    losses, reached = 0, None
+    while True:
+        try:
+            with launcher(opened, cpus, inline=inline) as submit:
+                events = build(opened.graph.targets, opened.store, submit, cpus=cpus)
+                noted = [_note(event, opened.store, record, view) for event in events]
+                return [event for event in noted if isinstance(event, Built)]
+        except WorkerLost as loss:
+            before, reached = reached, _reached(opened.store, record)
+            losses = losses + 1 if reached == before else 1
+            if losses > cluster.retries:
+                raise
+            pause = min(2.0**losses, LONGEST_PAUSE_SECONDS)
+            log.warning("%s\nGoing on in %.0f s (loss %d of at most %d).", loss, pause, losses, cluster.retries)
+            time.sleep(pause)
+
+
+def _reached(store: Store, record: OpenRecord) -> list[tuple[str, str, list[str]]]:
+    """How far a run has come: its stages, and the checkpoints of those that are not finished."""
+    stages = record.record.stages
+    return [(s.name, s.status, [p.name for p in published(store.work(s.kind, s.key or "none"))]) for s in stages]
+
+
+def _ask_to_stop(opened: Opened, record: OpenRecord) -> bool:
+    """Ask the trainings that run to stop at a checkpoint; tells whether there is one."""
+    ranks = {stage.name for stage in opened.graph.targets if stage.resources.ranks}
+    running = [s for s in record.record.stages if s.status == "running" and s.key and s.name in ranks]
+    for stage in running:
+        opened.store.request_stop(stage.kind, str(stage.key))
+    return bool(running)
 
 
 def write_resolved(path: Path, config: PipelineConfig) -> None:
@@ -104,10 +123,11 @@ def write_resolved(path: Path, config: PipelineConfig) -> None:
         YAML().dump(json.loads(json.dumps(asdict(config))), out)
 
 
-def _note(event: Started | Built, record: OpenRecord, view: RunView) -> Started | Built:
+def _note(event: Started | Built, store: Store, record: OpenRecord, view: RunView) -> Started | Built:
     """Show and write down that a stage began or ended."""
     view.show(event)
     if isinstance(event, Started):
+        store.clear_stop(event.stage.kind, event.key)
         record.started(event.stage.name, event.key)
     else:
         record.ended(event.stage.name, event.key, event.status, event.seconds)
@@ -115,14 +135,26 @@ def _note(event: Started | Built, record: OpenRecord, view: RunView) -> Started 
 
 
 @contextmanager
-def launcher(inline: bool, where: Path, cpus: int) -> Iterator[Submit]:
-    """How stages are executed: as tasks of a local Ray, or one after the other in this process."""
+def launcher(opened: Opened, cpus: int, *, inline: bool) -> Iterator[Submit]:
+    """How stages are executed: one after the other in this process, or as tasks of a Ray, its own or a cluster's."""
+    cluster = opened.config.cluster
+    most = cluster.workers if isinstance(cluster.workers, int) else cluster.workers[1]
     if inline:
-        yield lambda job: submit_here(job, cpus=cpus)
-        return
-    from jobs.launch_ray import local_ray
+        from jobs.gang_local import LocalGang
 
-    with local_ray(where, cpus) as submit:
+        gang = alone if most == 1 else LocalGang(most, max(1, cpus // most))
+        yield lambda job: submit_here(job, gang=gang, cpus=cpus)
+        return
+    from jobs.launch_ray import RayOptions, on_ray
+
+    options = RayOptions(
+        home=opened.store.home,
+        cpus=cpus,
+        address=cluster.address or os.environ.get("RAY_ADDRESS"),
+        workers=cluster.workers,
+        timeout_seconds=cluster.timeout_seconds,
+    )
+    with on_ray(options) as submit:
         yield submit
 
 
@@ -151,13 +183,6 @@ def _tracked(mirrored: Mirrored | None, uri: str) -> dict[str, Any]:
     }
 
 
-def cause(error: BaseException) -> BaseException:
-    """What a stage raised, out of the wrapping that a launcher put around it."""
-    inner = getattr(error, "cause", None)
-    return inner if isinstance(inner, GristmillError) else error
-
-
 def failed(error: BaseException, seconds: float) -> Mapping[str, Any]:
     """The JSON of a run that did not end well."""
-    status = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
-    return {"status": status, "wall_seconds": round(seconds, 2), "error": str(cause(error))}
+    return {"status": ended_by(type(error)), "wall_seconds": round(seconds, 2), "error": str(error)}

@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from jobs.mlflow_client import alone, connect, reaching
 from jobs.mlflow_points import unsent
@@ -64,9 +65,13 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str | None:
 
 
 class Mirror:
-    """A background thread that keeps MLflow in line with a run. It never raises into the run or makes it wait."""
+    """A background thread that keeps MLflow in line with a run. It never raises into the run or makes it wait.
+
+    As a context manager it works until the block ends; if that is by an exception, it takes a last look at the record.
+    """
 
     INTERVAL_SECONDS = 2.0
+    LAST_LOOK_SECONDS = 10.0
     LONGEST_PAUSE_SECONDS = 60.0
     REST_PER_WORK = 20
     """It rests this many times as long as a sync took, so that it takes at most a twentieth of one core."""
@@ -79,7 +84,14 @@ class Mirror:
         self._failures = 0
         self._final: Mirrored | None = None
 
-    def start(self) -> "Mirror":
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.finish(self.LAST_LOOK_SECONDS)
+
+    def start(self) -> Self:
         self._thread.start()
         return self
 

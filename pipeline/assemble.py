@@ -79,10 +79,22 @@ class ModelSection:
 class ClusterConfig:
     """Where the stages run. Nothing here changes what they make."""
 
-    workers: Count = knob(1)
-    """Training processes. This version trains in one, and says so if more are asked for."""
+    workers: Count | tuple[Count, Count] = knob(1)
+    """Training processes, one a GPU or a share of the CPU cores; [fewest, most] goes on with what there is."""
     cpus: Annotated[int, Ge(0)] = knob(0)
     """CPU cores to use; 0 means all of this machine."""
+    address: str | None = knob(None)
+    """Ray cluster to run on, as ray.init takes it. Default: RAY_ADDRESS, or a Ray of this run's own on this machine."""
+    store: str | None = knob(None)
+    """fsspec URL (s3://bucket/folder, gs://, file://) where artifacts and checkpoints are shared between machines."""
+    timeout_seconds: Annotated[float, Gt(0)] = knob(60.0)
+    """How long a training process may be silent before it counts as lost."""
+    retries: Annotated[int, Ge(0)] = knob(3)
+    """Losses in a row, with no progress between them, that a run gets over by itself."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.workers, int) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers={list(self.workers)} must be [fewest, most]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +134,13 @@ class PipelineConfig:
     cluster: ClusterConfig = knob(default_factory=ClusterConfig)
     tracking: TrackingConfig = knob(default_factory=TrackingConfig)
     register: RegisterConfig = knob(default_factory=RegisterConfig)
+
+    def __post_init__(self) -> None:
+        for section, settings in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            if self.cluster.workers != 1 and settings.engine == "plain":
+                raise ValueError(
+                    f"cluster.workers={self.cluster.workers} needs {section}.engine auto or deepspeed, not plain"
+                )
 
 
 @dataclass(frozen=True)

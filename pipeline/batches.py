@@ -4,6 +4,7 @@ There is no loader state to save. Step n takes samples n*k to n*k+k-1 of an endl
 every sample once, in the order of a permutation keyed by (seed, e). Workers and micro batches only cut that list.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,8 +27,11 @@ class StepBatch:
     """What one rank computes in one optimizer step. `targets` counts those of the whole step, all ranks together."""
 
     micro_batches: list[Batch]
+    """As many on every rank: where weights are shared out, all ranks take part in each."""
     targets: int
     sample_ids: Ints
+    own_ids: Ints
+    """Those of `sample_ids` that are in this rank's micro batches."""
 
 
 class Sampling(Protocol):
@@ -123,7 +127,9 @@ class LanguageSampling:
         count = int((targets != IGNORE).sum())
         mine = slice(rank, None, world_size)
         batch = _batch(inputs[mine], targets[mine], documents[mine], None if keys is None else keys[mine])
-        return StepBatch(list(_split_rows(batch, self.micro_batch_size)), count, ids)
+        parts = list(_split_rows(batch, self.micro_batch_size))
+        spare = idle((1, self.seq_len), (1, self.seq_len), self.dropout)
+        return StepBatch(_as_many(parts, len(ids), world_size, self.micro_batch_size, spare), count, ids, ids[mine])
 
 
 def language_rows(stream: TokenStream, rows: Ints, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -134,11 +140,16 @@ def language_rows(stream: TokenStream, rows: Ints, seq_len: int) -> tuple[np.nda
     return tokens[:, :-1], targets, (documents - documents[:, :1])[:, :-1]
 
 
-def language_batches(stream: TokenStream, seq_len: int, micro_batch_size: int, rows: int) -> Iterator[Batch]:
-    """The first rows of a stream, in order: what a validation loss is measured on."""
-    for first in range(0, rows, micro_batch_size):
+def language_batches(
+    stream: TokenStream, seq_len: int, micro_batch_size: int, rows: int, *, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """A rank's share of the first rows of a stream, in order: what a validation loss is measured on."""
+    starts = range(0, rows, micro_batch_size)
+    for first in starts[rank::world_size]:
         ids = np.arange(first, min(rows, first + micro_batch_size), dtype=np.int64)
         yield _batch(*language_rows(stream, ids, seq_len), None)
+    if rank >= len(starts) % world_size > 0:
+        yield idle((1, seq_len), (1, seq_len), dropout=False)
 
 
 def _batch(tokens: np.ndarray, targets: np.ndarray, documents: np.ndarray, keys: np.ndarray | None) -> Batch:
@@ -148,6 +159,18 @@ def _batch(tokens: np.ndarray, targets: np.ndarray, documents: np.ndarray, keys:
         torch.from_numpy(np.ascontiguousarray(documents, dtype=np.int32)),
         None if keys is None else torch.from_numpy(np.ascontiguousarray(keys, dtype=np.int64)),
     )
+
+
+def _as_many(batches: list[Batch], rows: int, world_size: int, size: int, spare: Batch) -> list[Batch]:
+    """Fill up with `spare` to the number of micro batches that rank 0 has, who has the most."""
+    most = math.ceil(math.ceil(rows / world_size) / size)
+    return batches + [spare] * (most - len(batches))
+
+
+def idle(tokens: tuple[int, ...], targets: tuple[int, ...], dropout: bool) -> Batch:
+    """A batch of these shapes that counts for nothing: no target is to be learnt. For a rank that has no rows left."""
+    zeros = np.zeros(tokens)
+    return _batch(zeros, np.full(targets, IGNORE), zeros, np.zeros(tokens[0]) if dropout else None)
 
 
 def _split_rows(batch: Batch, size: int) -> Iterator[Batch]:
@@ -189,7 +212,9 @@ class LabelledSampling:
         batches = [
             self._micro_batch([ids[rows[r]] for r in part], None if keys is None else keys[part]) for part in parts
         ]
-        return StepBatch(batches, len(ids), ids)
+        batches = _as_many(batches, len(rows), world_size, self.micro_batch_size, idle((1, 1), (1,), self.dropout))
+        own = np.concatenate([ids[rows[r]] for r in mine]) if len(mine) else ids[:0]
+        return StepBatch(batches, len(ids), ids, own)
 
     def _micro_batch(self, rows: list[Ints], keys: Ints | None) -> Batch:
         tokens, documents = fill_rows([[self.documents[i] for i in row] for row in rows])

@@ -31,3 +31,23 @@ class DamagedArtifact(GristmillError):
 
 class StageFailed(GristmillError):
     """A stage ended with an error of its own; the run can be started again and goes on from the last checkpoint."""
+
+
+class WorkerLost(GristmillError):
+    """A process or machine of the run was lost. What it did since the last checkpoint can be done again."""
+
+
+class TrainingDiverged(GristmillError):
+    """Steps had to be held back again and again; going on would only repeat it."""
+
+
+class Cancelled(GristmillError):
+    """Somebody asked the run to stop; it did so at a checkpoint and can be gone on with."""
+
+    exit_code = 6
+
+
+class Preempted(GristmillError):
+    """The machine was asked for; the run stopped at a checkpoint and can be gone on with."""
+
+    exit_code = 8

@@ -12,9 +12,6 @@ from torch.optim import AdamW, Optimizer
 
 from pipeline.muon import Muon
 
-Moments = dict[str, dict[str, Tensor]]
-"""`{parameter name: {"exp_avg": ..., ...}}`, each shaped like its parameter."""
-
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:^|\.)embed\.")
 
@@ -126,13 +123,11 @@ def hold_if(optimizer: Optimizer, bad: Tensor) -> None:
     optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]  # torch.amp's protocol
 
 
-def moments(optimizer: Optimizer) -> Moments:
-    """A copy on the CPU of what the optimizer remembers; {} before the first step."""
-    return {
-        name: {key: cpu_copy(value) for key, value in optimizer.state[parameter].items() if key != "step"}
-        for name, parameter in _named(optimizer)
-        if parameter in optimizer.state
-    }
+def moments(optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """What the optimizer remembers of each parameter, its own tensors and not copies; nothing before the first step."""
+    for name, parameter in _named(optimizer):
+        if parameter in optimizer.state:
+            yield name, {key: value for key, value in optimizer.state[parameter].items() if key != "step"}
 
 
 def steps_taken(optimizer: Optimizer) -> int:
@@ -150,11 +145,6 @@ def restore(optimizer: Optimizer, saved: Mapping[str, Mapping[str, Tensor]], ste
         if "exp_avg" in state:
             state["step"] = torch.tensor(float(steps), device=parameter.device)
         optimizer.state[parameter] = state
-
-
-def cpu_copy(tensor: Tensor) -> Tensor:
-    """The tensor's values in contiguous memory of their own on the CPU."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _named(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:

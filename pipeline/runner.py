@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from pipeline.errors import DamagedArtifact
 from pipeline.identity import changes
-from pipeline.publish import verify
-from pipeline.stage import Context, Map, Stage, plain_map
+from pipeline.stage import Context, Gang, Map, Stage, alone, plain_map
 from pipeline.store import Store, log
 from pipeline.tracking import Recorder
 
@@ -151,58 +151,67 @@ def job_for(stage: Stage[Any], store: Store, done: Mapping[str, Built]) -> Job:
     return Job(stage, store, stage.key(digests), recipe, {name: built.key for name, built in done.items()})
 
 
-def submit_here(job: Job, *, cpus: int = 1) -> "Future[Built]":
+def submit_here(job: Job, *, gang: Gang = alone, cpus: int = 1) -> "Future[Built]":
     """Run a job now, in this process."""
     future: Future[Built] = Future()
-    future.set_result(build_one(job, cpus=cpus))
+    future.set_result(build_one(job, gang=gang, cpus=cpus))
     return future
 
 
-def build_one(job: Job, *, map_: Map = plain_map, cpus: int = 1) -> Built:
+def build_one(job: Job, *, map_: Map = plain_map, gang: Gang = alone, cpus: int = 1) -> Built:
     """Build one stage in this process, unless its artifact is already there and every byte of it is right."""
     start = time.monotonic()
     with job.store.lock(job.stage.kind, job.key):
         if reused := reuse(job):  # another process may have built it meanwhile
             return reused
-        _run(job, map_, cpus)
+        _run(job, map_, gang, cpus)
     built = reuse(job)
     assert built is not None, "the artifact was published under the lock"
     return replace(built, status="built", seconds=time.monotonic() - start)
 
 
 def reuse(job: Job) -> Built | None:
-    """The artifact of a job if it is there already, every byte of it checked; a damaged one is none, and is told."""
+    """The artifact of a job if it is there already, every byte of it checked; a damaged one is none, and is told.
+
+    With a remote store it is then both here and there, whichever had it.
+    """
     start = time.monotonic()
     if job.store.find(job.stage.kind, job.key) is None:
         return None
     try:
-        manifest = verify(job.store.path(job.stage.kind, job.key))
+        manifest = job.store.fetch(job.stage.kind, job.key)
     except DamagedArtifact as damage:
         log.warning("%s Rebuilding it now.", damage)
+        job.store.drop_remote(job.stage.kind, job.key)
         return None
+    job.store.share(job.stage.kind, job.key)
     notes = manifest.meta.get("notes", {})
     return Built(job.stage, job.key, "reused", time.monotonic() - start, manifest.digest, notes)
 
 
-def _run(job: Job, map_: Map, cpus: int) -> None:
+def _run(job: Job, map_: Map, gang: Gang, cpus: int) -> None:
     stage, store = job.stage, job.store
     notes: dict[str, Any] = {}
     meta = {"kind": stage.kind, "key": job.key, "recipe": job.recipe, "input_keys": _input_keys(job), "notes": notes}
     work = store.work(stage.kind, job.key)
     work.mkdir(parents=True, exist_ok=True)
-    tracker = Recorder(store.journal(stage.kind, job.key))
+    store.pull_journal(stage.kind, job.key)  # a machine that was lost may have recorded more than this one
+    send = partial(store.push_journal, stage.kind, job.key) if store.remote else None
+    tracker = Recorder(store.journal(stage.kind, job.key), send)
     start = time.monotonic()
     try:
         with store.writing(stage.kind, job.key, meta) as out:
             stage.run(
                 Context(
                     store=store,
+                    kind=stage.kind,
                     key=job.key,
                     keys=job.keys,
                     out=out,
                     work=work,
                     tracker=tracker,
                     map=map_,
+                    gang=gang,
                     cpus=cpus,
                     notes=notes,
                 )

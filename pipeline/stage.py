@@ -28,30 +28,64 @@ def plain_map(function: Callable[[T], R], items: Iterable[T], /) -> list[R]:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one stage asks of a machine. `cpus=0` means: all there are."""
+    """What one stage asks of a machine. `cpus=0` means: all there are. `ranks`: it can use more than one process."""
 
     cpus: int = 1
     gpus: int = 0
+    ranks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
-    """What a running stage may touch: its inputs, its own folders, a tracker, and hands for parallel work.
+class RankContext:
+    """What any process that works on a stage may touch: its inputs, a folder that survives a kill, and a tracker.
 
-    `out` becomes the artifact. `work` survives a kill and is deleted once the artifact is published. `notes` are kept
-    in the manifest but not in the digest: put timings and machine facts there, never into a file of the artifact.
-    `key` is the stage's own; `keys` has the key of every finished stage, by stage name.
+    `work` is deleted once the artifact is published. `key` is the stage's own; `keys` has the key of every finished
+    stage, by stage name.
     """
 
     store: Store
+    kind: str
     key: str
     keys: Mapping[str, str]
-    out: Path
     work: Path
     tracker: Tracker = field(default_factory=Silent)
-    map: Map = plain_map
     cpus: int = 1
+
+    def open(self, stage: "Stage[A]") -> A:
+        """The finished artifact of an input stage, every byte checked."""
+        return stage.load(self.store.open(stage.kind, self.keys[stage.name]))
+
+
+class Gang(Protocol):
+    """Run a function of a stage on every rank of a gang that RANK and WORLD_SIZE describe, and wait for all of them.
+
+    What the ranks have to say to the stage they leave in `work`.
+    """
+
+    def __call__(self, function: Callable[[RankContext], None], ctx: "Context", /) -> None: ...
+
+
+def alone(function: Callable[[RankContext], None], ctx: "Context", /) -> None:
+    """`Gang` of one: this process."""
+    function(ctx)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context(RankContext):
+    """What a running stage may touch besides: its own artifact, and hands for parallel work.
+
+    `out` becomes the artifact. `notes` are kept in the manifest but not in the digest: put timings and machine facts
+    there, never into a file of the artifact.
+    """
+
+    out: Path
+    map: Map = plain_map
+    gang: Gang = alone
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def on_ranks(self, function: Callable[[RankContext], None]) -> None:
+        """Run a function of the stage on as many ranks as the launcher has; a plain call where that is one."""
+        self.gang(function, self)
 
     def dataset(self, stage: "Stage[Any]", split: str) -> dict[str, str]:
         """An input as experiment trackers list datasets: `{"name", "source", "digest", "context"}`, for `notes`."""
@@ -60,10 +94,6 @@ class Context:
         assert manifest is not None, "an input is built before its user"
         source = str(self.store.path(stage.kind, key))
         return {"name": f"{stage.name}-{split}", "source": source, "digest": manifest.digest, "context": split}
-
-    def open(self, stage: "Stage[A]") -> A:
-        """The finished artifact of an input stage, every byte checked."""
-        return stage.load(self.store.open(stage.kind, self.keys[stage.name]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,30 @@
-"""What pretraining and fine-tuning share: the settings of a training run, its meter, and its checkpoints."""
+"""What pretraining and fine-tuning share: the settings of a training run, and the run with all that watches it."""
 
-import logging
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline import checkpoint
+from pipeline.batches import Sampling
+from pipeline.checkpointing import CheckpointPolicy, Checkpoints
 from pipeline.engine import Engine, EngineSettings, Objective, create, pick_device
+from pipeline.guard import Guard
+from pipeline.health import Health
 from pipeline.identity import knob
+from pipeline.ledger import Ledger
 from pipeline.memory import keep_freed_memory
+from pipeline.meter import Meter
 from pipeline.optimizer import OptimizerConfig
-from pipeline.precision import resolve
-from pipeline.schedule import ScheduleConfig
-from pipeline.tracking import Tracker
-from pipeline.train import StepReport
-
-log = logging.getLogger("gristmill")
-
-KEEP_CHECKPOINTS = 2
-"""The newest, and the one to fall back to if it is damaged."""
+from pipeline.precision import measured_matmul_flops, resolve
+from pipeline.schedule import ScheduleConfig, lr_scale
+from pipeline.stage import RankContext
+from pipeline.train import StepReport, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,29 @@ class TrainingConfig:
     """Of forward and backward passes; weights stay float32. auto: bf16 where the machine multiplies it in hardware."""
     micro_batch_size: Annotated[int, Ge(1)] = knob(16)
     """Rows in one forward pass: as many as fit in memory."""
-    engine: Literal["plain", "deepspeed"] = knob("plain")
-    """plain: torch alone. deepspeed: ZeRO."""
+    engine: Literal["auto", "plain", "deepspeed"] = knob("auto")
+    """plain: torch alone, one process. deepspeed: ZeRO. auto: plain where it will do."""
     zero_stage: Annotated[int, Ge(0), Le(3)] = knob(0)
     """ZeRO stage of the deepspeed engine: 1 shares out optimizer state, 2 gradients too, 3 weights too."""
     checkpoint_seconds: Annotated[float, Ge(0)] = knob(60.0)
-    """Time between two checkpoints; 0 is after every step."""
+    """Time between two checkpoints; 0 is after every step. Longer where writing would take more than 3.5 % of it."""
+    keep_last: Annotated[int, Ge(1)] = knob(2)
+    """Newest checkpoints that are kept: one to go on from, the others to fall back to if it is damaged."""
+    keep_every: Annotated[int, Ge(0)] = knob(0)
+    """Steps between two checkpoints that are kept for good, under kept/ of GRISTMILL_HOME; 0 keeps none."""
+    ledger: bool = knob(False)
+    """Write down which rank read which sample in which step, beside the journal of metrics."""
     log_every: Annotated[int, Ge(1)] = knob(10)
     """Steps between two points of the training curve."""
+
+    def __post_init__(self) -> None:
+        if self.zero_stage and self.engine == "plain":
+            raise ValueError(f"zero_stage={self.zero_stage} needs engine deepspeed or auto, not plain")
+        if self.zero_stage and self.optimizer == "muon":
+            raise ValueError(
+                f"optimizer=muon needs whole matrices, but zero_stage={self.zero_stage} flattens and cuts them; "
+                "set zero_stage to 0 or optimizer to adamw"
+            )
 
     def resolve(self) -> Self:
         """The same settings with `auto` decided for this machine, so that the key says what was really used."""
@@ -70,7 +85,7 @@ class TrainingConfig:
 
     def create_engine(self, model: nn.Module, objective: Objective, n_layers: int) -> Engine:
         return create(
-            self.engine,
+            self.engine_name,
             model,
             objective,
             optimizer=OptimizerConfig(
@@ -88,6 +103,13 @@ class TrainingConfig:
         )
 
     @property
+    def engine_name(self) -> str:
+        """The engine of this process: on several ranks, or with anything shared out, it is DeepSpeed."""
+        if self.engine != "auto":
+            return self.engine
+        return "deepspeed" if self.zero_stage or int(os.environ.get("WORLD_SIZE", "1")) > 1 else "plain"
+
+    @property
     def schedule_config(self) -> ScheduleConfig:
         return ScheduleConfig(name=self.schedule, warmup=self.warmup, decay=self.decay, floor=self.floor)
 
@@ -98,121 +120,78 @@ def prepare_process(cpus: int) -> None:
     keep_freed_memory()
 
 
-@dataclass
-class Checkpoints:
-    """The checkpoints of one training run. `extra` is what the stage itself must remember; it travels with them."""
+class TrainingRun:
+    """One rank's training: its engine, and everything that watches it. A context manager that cleans up on any way out.
 
-    engine: Engine
-    folder: Path
-    every_seconds: float
-    meter: "Meter"
-    extra: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    """Time spent writing, for the overhead that is reported."""
-    _due: float = field(init=False)
+    Every rank makes the same calls. `extra` is what the stage itself must remember.
+    """
 
-    def __post_init__(self) -> None:
-        self._due = time.monotonic() + self.every_seconds
+    def __init__(
+        self,
+        ctx: RankContext,
+        config: TrainingConfig,
+        engine: Engine,
+        *,
+        total_steps: int,
+        tokens_per_step: float,
+        spike_sigma: float = 0.0,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        self.engine, self.total_steps = engine, total_steps
+        self._config, self._began = config, time.monotonic()
+        self.meter = Meter(ctx.tracker, config.lr, config.log_every, total_steps, tokens_per_step)
+        self._guard = Guard(engine.device, spike_sigma)
+        self._health = Health(engine.rank)
+        self._ledger = (
+            Ledger(ctx.store.journal(ctx.kind, ctx.key).with_suffix(".ledger"), engine) if config.ledger else None
+        )
+        self.checkpoints = Checkpoints(
+            engine,
+            ctx.work,
+            CheckpointPolicy(
+                every_seconds=config.checkpoint_seconds,
+                keep_last=config.keep_last,
+                keep_every=config.keep_every,
+                kept=ctx.store.home / "kept" / ctx.kind / ctx.key,
+            ),
+            parts={"meter": self.meter, "guard": self._guard, "health": self._health},
+            stop_requested=partial(ctx.store.stop_requested, ctx.kind, ctx.key),
+            extra=extra or {},
+        )
 
     def resume(self) -> int:
-        """Restore the newest sound checkpoint, if there is one, and return the first step that is left to do."""
-        found = checkpoint.newest(self.folder)
-        if found is None:
-            return 0
-        self.engine.restore(found.state)
-        self.meter.restore(found.extra.pop("meter"))
-        self.extra.update(found.extra)
-        log.info("going on from step %d (%s)", found.step, found.path)
-        return found.step
+        """Go on from the newest sound checkpoint; return the first step that is left to do."""
+        start = self.checkpoints.resume()
+        if self._ledger:
+            self._ledger.forget_from(start)
+        return start
 
-    def after(self, reports: Iterator[StepReport]) -> Iterator[StepReport]:
-        """Pass reports through, and write a checkpoint after a step when one is due."""
-        for report in reports:
-            yield report
-            if time.monotonic() >= self._due:
-                self.save(report.step + 1)
+    def steps(self, sampling: Sampling, *, start: int, stop: int) -> Iterator[StepReport]:
+        """Train from step `start` to `stop`: watched, measured, and with checkpoints on the way."""
+        course = partial(lr_scale, steps=self.total_steps, config=self._config.schedule_config)
+        reports = train(self.engine, sampling, course, self._guard, start=start, stop=stop)
+        if self._ledger:
+            reports = self._ledger.follow(reports)
+        yield from self.checkpoints.after(self.meter.watch(self._health.watch(reports)))
 
-    @property
-    def all_extra(self) -> dict[str, Any]:
-        return {**self.extra, "meter": self.meter.state()}
+    def finish(self) -> None:
+        """Leave the weights as the last checkpoint, with a summary of how the training went."""
+        if "summary" in self.checkpoints.extra:  # an earlier process came this far
+            return
+        share = self.checkpoints.seconds / max(time.monotonic() - self._began, 1e-9)
+        flops = measured_matmul_flops(self._config.precision, self.engine.device)
+        self.checkpoints.extra["summary"] = {
+            "workers": self.engine.world_size,
+            "tokens_per_second": self.meter.tokens_per_second,
+            "matmul_flops": float(self.engine.sum(torch.tensor(flops, device=self.engine.device))),
+            "checkpoint_seconds": self.checkpoints.seconds,
+            "checkpoint_share": share,
+        }
+        self.checkpoints.save_weights(self.total_steps)
 
-    def save(self, next_step: int) -> None:
-        start = time.monotonic()
-        checkpoint.save(self.folder, next_step, self.engine.state(), self.all_extra)
-        checkpoint.keep_last(self.folder, KEEP_CHECKPOINTS)
-        self.seconds += time.monotonic() - start
-        self._due = time.monotonic() + self.every_seconds
+    def __enter__(self) -> Self:
+        return self
 
-
-class Meter:
-    """Gathers step reports and tells the tracker their mean every few steps; only then does it wait for the device."""
-
-    def __init__(self, tracker: Tracker, lr: float, every: int, total: int, tokens_per_step: float) -> None:
-        self._tracker, self._lr, self._every, self._total = tracker, lr, every, total
-        self._tokens_per_step = tokens_per_step
-        self._losses: list[Tensor] = []
-        self._targets = 0
-        self._carried = 0
-        """Steps of the window that an earlier process did: they took none of this one's time."""
-        self._clock = time.monotonic()
-        self.training_seconds = 0.0
-        self.steps = 0
-        self.loss = float("nan")
-        """Mean loss of the last window, nats per target."""
-
-    def watch(self, reports: Iterator[StepReport]) -> Iterator[StepReport]:
-        self._clock = time.monotonic()
-        for report in reports:
-            self._losses.append(report.loss_sum)
-            self._targets += report.targets
-            if (report.step + 1) % self._every == 0 or report.step + 1 == self._total:
-                self._tell(report)
-            yield report
-
-    def state(self) -> dict[str, Any]:
-        """The window that is not told yet, so that a restart tells the same mean."""
-        return {"losses": [float(loss) for loss in self._losses], "targets": self._targets}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._losses, self._targets = [torch.tensor(loss) for loss in state["losses"]], state["targets"]
-        self._carried = len(self._losses)
-
-    def pause(self) -> "Pause":
-        """A block whose time does not count as training."""
-        return Pause(self)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.steps * self._tokens_per_step / self.training_seconds if self.steps else 0.0
-
-    def skip(self, seconds: float) -> None:
-        self._clock += seconds
-
-    def _tell(self, report: StepReport) -> None:
-        self.loss = float(torch.stack(self._losses).sum()) / self._targets
-        now = time.monotonic()
-        seconds, steps = max(now - self._clock, 1e-9), len(self._losses) - self._carried
-        self._clock, self._losses, self._targets, self._carried = now, [], 0, 0
-        self.training_seconds, self.steps = self.training_seconds + seconds, self.steps + steps
-        rate = steps * self._tokens_per_step / seconds
-        self._tracker.metrics(
-            {
-                "train/loss": self.loss,
-                "train/lr": self._lr * report.lr_scale,
-                "train/grad_norm": float(report.grad_norm),
-                "train/tokens_per_second": rate,
-            },
-            step=report.step,
-        )
-        self._tracker.progress(report.step + 1, self._total, f"loss {self.loss:.3f}  {rate:,.0f} tokens/s")
-
-
-class Pause:
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._meter.skip(time.monotonic() - self._start)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.checkpoints.close(all_is_well=kind is None)
+        self.engine.close()

@@ -1,12 +1,12 @@
 """Training engines, one module each: what turns batches into gradients and gradients into weights.
 
 Contract: a module here defines `ZERO_STAGES`, the stages it has, and `create(model, objective, ...) -> Engine` with the
-arguments of `create` below. All engines compute the same numbers up to rounding and give the same `TrainState`, so a
-run may change engine, ZeRO stage or number of workers at any checkpoint.
+arguments of `create` below. All engines compute the same numbers up to rounding and their shards join to the same
+`TrainState`, so a run may change engine, ZeRO stage or number of workers at any checkpoint.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -18,23 +18,18 @@ from model import variants
 from model.batch import Batch, Loss
 from pipeline.errors import EnvironmentProblem, UsageError
 from pipeline.identity import knob
-from pipeline.optimizer import Moments, OptimizerConfig
+from pipeline.optimizer import OptimizerConfig
+from pipeline.state import Shard, TrainState
 
 T = TypeVar("T")
 Objective = Callable[[Any, Batch], Loss]
 """A loss of a model and a batch; the model is the module, of whatever class, that the engine was created with."""
+Hold = Callable[[Tensor], Tensor]
+"""Gradient norm to a verdict, both 0-dim on the device: True leaves the weights as they are."""
 
 
-@dataclass(frozen=True, eq=False)
-class TrainState:
-    """All that training remembers, as whole float32 tensors on the CPU by parameter name, free of the world size."""
-
-    params: dict[str, Tensor]
-    """A parameter tied under two names stands here once."""
-    optimizer: Moments
-    """Empty before the first step."""
-    optimizer_step: int
-    """Steps that changed the weights: what AdamW's bias correction counts."""
+def not_finite(grad_norm: Tensor) -> Tensor:
+    return ~grad_norm.isfinite()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +57,11 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, lr_scale: float) -> Tensor:
+    def step(self, lr_scale: float, hold: Hold = not_finite) -> Tensor:
         """Clip the gradients by their global norm, update the weights at `lr_scale` of their peak rates, start anew.
 
         Returns the norm before clipping, float32 and 0-dim, still on the device: nothing here waits for it. A step
-        whose norm is not finite leaves the weights as they are.
+        whose norm is not finite, or of which `hold` says so, leaves weights and optimizer as they are.
         """
         ...
 
@@ -74,8 +69,16 @@ class Engine(Protocol):
         """`function(model)` in the engine's precision, with no gradient; what it reads must be on `device`."""
         ...
 
-    def state(self) -> TrainState:
-        """A copy of what training remembers, the same on every rank. Call it between steps."""
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a float tensor over all ranks, the same bits on each, still on the device."""
+        ...
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        """The largest that any rank gave, element by element. Waits for the other ranks, not for the device."""
+        ...
+
+    def shard(self) -> Shard:
+        """A copy of this rank's part of what training remembers. Call it between steps; no rank waits for another."""
         ...
 
     def restore(self, state: TrainState) -> None:
@@ -136,15 +139,3 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def check_same_model(params: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-    """Raise UsageError, naming the first difference, unless `params` has exactly the names and shapes of `shapes`."""
-    for name in sorted(params.keys() | shapes.keys()):
-        saved = tuple(params[name].shape) if name in params else "absent"
-        wanted = tuple(shapes[name]) if name in shapes else "absent"
-        if saved != wanted:
-            raise UsageError(
-                f"{name}: {saved} in the checkpoint, {wanted} in the model; "
-                "it was written for another model, so start in an empty run folder or restore the model's config"
-            )

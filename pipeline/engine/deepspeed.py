@@ -7,7 +7,7 @@ reduced in float32 at every ZeRO stage. Accumulation is ours too: DeepSpeed neit
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,11 +18,12 @@ from torch.nn.functional import pad
 
 from model.batch import Batch
 from pipeline import optimizer as optimizers
-from pipeline.engine import EngineSettings, Objective, TrainState, check_same_model, pick_device
-from pipeline.engine.plain import clip, restore_whole, whole_state
+from pipeline.engine import EngineSettings, Hold, Objective, not_finite, pick_device
+from pipeline.engine.plain import clip, replicated_shard, restore_whole
 from pipeline.errors import EnvironmentProblem, UsageError
 from pipeline.optimizer import OptimizerConfig
 from pipeline.precision import Precision, autocast, resolve
+from pipeline.state import Piece, Shard, TrainState, check_same_model, owners, piece
 
 T = TypeVar("T")
 
@@ -51,18 +52,19 @@ class Replicated:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, grad_clip: float) -> None:
         self._model, self._optimizer = model, optimizer
+        self.hold: Hold = not_finite
         self._norm = torch.zeros(())
 
         def before_update(*_: object) -> None:
-            self._norm = clip(model, optimizer, grad_clip)
+            self._norm = clip(model, optimizer, grad_clip, self.hold)
 
         optimizer.register_step_pre_hook(before_update)  # between DeepSpeed's reduction and the update
 
     def norm(self) -> Tensor:
         return self._norm
 
-    def state(self) -> TrainState:
-        return whole_state(self._model, self._optimizer)
+    def shard(self) -> Shard:
+        return replicated_shard(self._model, self._optimizer, distributed.get_rank(), distributed.get_world_size())
 
     def restore(self, state: TrainState) -> None:
         restore_whole(self._model, self._optimizer, state)
@@ -74,30 +76,64 @@ class Sharded:
     def __init__(self, library: ModuleType, engine: Any, model: nn.Module) -> None:
         self._library, self._engine = library, engine
         self._zero, self._base = engine.optimizer, engine.basic_optimizer
-        self._params = dict(model.named_parameters())
-        self._shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in self._params.items()}
+        self._params: dict[str, Any] = dict(model.named_parameters())
+        self._shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._params.items()}
+        self.hold: Hold = not_finite
+
+        def before_update(*_: object) -> None:  # DeepSpeed has the norm by then, and has clipped the gradients
+            norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=engine.device)
+            optimizers.hold_if(self._base, self.hold(norm))
+
+        self._base.register_step_pre_hook(before_update)
 
     def norm(self) -> Tensor:
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self._engine.device)
 
-    def state(self) -> TrainState:
+    def shard(self) -> Shard:
+        """This rank's partition as it lies in memory: nothing is gathered."""
         steps = optimizers.steps_taken(self._base)
-        params = {name: self._whole(p) for name, p in self._params.items()}
-        trained = {name: p for name, p in self._params.items() if p.requires_grad} if steps else {}
         self._link_moments()
-        return TrainState(params, {name: self._moments(p) for name, p in trained.items()}, steps)
+        mine = owners(self._shapes, distributed.get_world_size())
+        params: dict[str, Piece] = {}
+        moments: dict[str, dict[str, Piece]] = {}
+        for name, p in self._params.items():
+            if (part := self._partition(p)) is not None:
+                params[name] = part()
+                moments[name] = {key: part(key) for key in MOMENTS} if steps else {}
+            elif not p.requires_grad and not hasattr(p, "ds_tensor") and mine[name] == distributed.get_rank():
+                params[name] = piece(p)
+        return Shard(params, moments if steps else {}, steps, self._shapes)
 
-    def _whole(self, parameter: nn.Parameter) -> Tensor:
-        with self._library.zero.GatheredParameters([parameter]):
-            return optimizers.cpu_copy(parameter)
+    def _partition(self, parameter: Any) -> "Callable[..., Piece] | None":
+        """What gives this rank's elements of a parameter, or of one of its moments; None where it has none."""
+        if hasattr(parameter, "ds_tensor"):
+            return self._stage3_partition(parameter)
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is None:
+            return None
+        return lambda key=None: piece(mapping.get_hp_fragment(key), mapping.lp_fragment_address.start)
 
-    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        get = self._library.utils.safe_get_full_optimizer_state
-        return {key: optimizers.cpu_copy(get(parameter, key)) for key in MOMENTS}
+    def _stage3_partition(self, parameter: Any) -> "Callable[..., Piece] | None":
+        size, whole_size = parameter.ds_tensor.numel(), parameter.ds_numel
+        start = distributed.get_rank() * size
+        if start >= whole_size:
+            return None
+        utils = self._library.utils
+
+        def part(key: str | None = None) -> Piece:
+            if not parameter.requires_grad:
+                own = parameter.ds_tensor
+            elif key is None:
+                own = utils.safe_get_local_fp32_param(parameter)
+            else:
+                own = utils.safe_get_local_optimizer_state(parameter, key)
+            return piece(own.flatten()[: whole_size - start], start)  # the last rank's is padded
+
+        return part
 
     @torch.no_grad()
     def restore(self, state: TrainState) -> None:
-        check_same_model(state.params, self._shapes)
+        check_same_model(state.shapes, self._shapes)
         for name, p in self._params.items():
             with self._library.zero.GatheredParameters([p], modifier_rank=0):
                 p.copy_(state.params[name])
@@ -146,6 +182,7 @@ class DeepSpeed:
         self.world_size = distributed.get_world_size()
         self.device = device
         self._engine, self._store, self._objective = engine, store, objective
+        self._hosts = distributed.new_group(backend="gloo", timeout=TIMEOUT)  # NCCL would wait for the device
 
     def accumulate(self, batch: Batch, denominator: float) -> Tensor:
         batch = batch.to(self.device)
@@ -154,8 +191,9 @@ class DeepSpeed:
         self._engine.backward(total / denominator * self.world_size, scale_wrt_gas=False)
         return total.detach()
 
-    def step(self, lr_scale: float) -> Tensor:
+    def step(self, lr_scale: float, hold: Hold = not_finite) -> Tensor:
         optimizers.scale_lr(self._engine.basic_optimizer, lr_scale)
+        self._store.hold = hold
         self._engine.step()
         return self._store.norm()
 
@@ -166,8 +204,18 @@ class DeepSpeed:
         self._engine(lambda model: results.append(function(model)))
         return results[0]
 
-    def state(self) -> TrainState:
-        return self._store.state()
+    def sum(self, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        numbers = torch.tensor([0.0, *values], dtype=torch.float64)  # with nothing to say, gloo would not wait
+        distributed.all_reduce(numbers, distributed.ReduceOp.MAX, group=self._hosts)
+        return numbers[1:].tolist()
+
+    def shard(self) -> Shard:
+        return self._store.shard()
 
     def restore(self, state: TrainState) -> None:
         self._store.restore(state)

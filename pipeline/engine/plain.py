@@ -1,6 +1,6 @@
 """The plain engine: torch alone, on the CPU or one GPU; in bf16, autocast over float32 weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -9,9 +9,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from model.batch import Batch
 from pipeline import optimizer as optimizers
-from pipeline.engine import EngineSettings, Objective, TrainState, check_same_model, pick_device
+from pipeline.engine import EngineSettings, Hold, Objective, not_finite, pick_device
 from pipeline.optimizer import OptimizerConfig
 from pipeline.precision import Precision, autocast, resolve
+from pipeline.state import Shard, TrainState, check_same_model, owners, piece
 
 T = TypeVar("T")
 
@@ -46,8 +47,8 @@ class Plain:
         (total / denominator).backward()
         return total.detach()
 
-    def step(self, lr_scale: float) -> Tensor:
-        norm = clip(self._model, self._optimizer, self._grad_clip)
+    def step(self, lr_scale: float, hold: Hold = not_finite) -> Tensor:
+        norm = clip(self._model, self._optimizer, self._grad_clip, hold)
         optimizers.scale_lr(self._optimizer, lr_scale)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -58,8 +59,14 @@ class Plain:
         with autocast(self._precision, self.device):
             return function(self._model)
 
-    def state(self) -> TrainState:
-        return whole_state(self._model, self._optimizer)
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+    def agree(self, values: Sequence[float]) -> list[float]:
+        return list(values)
+
+    def shard(self) -> Shard:
+        return replicated_shard(self._model, self._optimizer, self.rank, self.world_size)
 
     def restore(self, state: TrainState) -> None:
         restore_whole(self._model, self._optimizer, state)
@@ -68,27 +75,34 @@ class Plain:
         self._optimizer.zero_grad(set_to_none=True)
 
 
-def clip(model: nn.Module, optimizer: torch.optim.Optimizer, grad_clip: float) -> Tensor:
+def clip(model: nn.Module, optimizer: torch.optim.Optimizer, grad_clip: float, hold: Hold) -> Tensor:
     """Scale the gradients down to a global norm of `grad_clip`, 0 for no limit; gives the norm before.
 
-    Tells the optimizer to hold still where that norm is not finite.
+    Tells the optimizer to hold still where that norm is not finite or `hold` says so.
     """
     norm = clip_grad_norm_(model.parameters(), grad_clip or float("inf"))
-    optimizers.hold_if(optimizer, ~norm.isfinite())
+    optimizers.hold_if(optimizer, not_finite(norm) | hold(norm))
     return norm
 
 
-def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """The state of a model and an optimizer that no other rank has a part of."""
-    params = {name: optimizers.cpu_copy(p) for name, p in model.named_parameters()}
-    return TrainState(params, optimizers.moments(optimizer), optimizers.steps_taken(optimizer))
+def replicated_shard(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world_size: int) -> Shard:
+    """A rank's share of writing where every rank has all of the state: whole tensors."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    mine = {name for name, owner in owners(shapes, world_size).items() if owner == rank}
+    params = {name: piece(p) for name, p in model.named_parameters() if name in mine}
+    moments = {
+        name: {key: piece(value) for key, value in own.items()}
+        for name, own in optimizers.moments(optimizer)
+        if name in mine
+    }
+    return Shard(params, moments, optimizers.steps_taken(optimizer), shapes)
 
 
 @torch.no_grad()
 def restore_whole(model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    """Put back what `whole_state` gave, in place. Raises UsageError if it is of another model."""
+    """Go on from `state`, in place. Raises UsageError if it is of another model."""
     own = dict(model.named_parameters())
-    check_same_model(state.params, {name: p.shape for name, p in own.items()})
+    check_same_model(state.shapes, {name: tuple(p.shape) for name, p in own.items()})
     for name, p in own.items():
         p.copy_(state.params[name])
     optimizers.restore(optimizer, state.optimizer, state.optimizer_step)

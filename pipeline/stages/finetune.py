@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 from model.config import ModelConfig
@@ -19,12 +20,10 @@ from pipeline.classify import document_probabilities, tokenize
 from pipeline.engine import Engine
 from pipeline.metrics import Labelling
 from pipeline.precision import resolve
-from pipeline.schedule import lr_scale
-from pipeline.stage import Context, Resources, Stage
+from pipeline.stage import Context, RankContext, Resources, Stage
 from pipeline.stages.labels import Labels
 from pipeline.stages.tokenizer import TokenizerFile
-from pipeline.train import train
-from pipeline.training import Checkpoints, Meter, TrainingConfig, prepare_process
+from pipeline.training import TrainingConfig, TrainingRun, prepare_process
 from pipeline.weights import ClassifierFiles, LanguageModelFiles, write_classifier
 
 BEST = "best"
@@ -68,27 +67,39 @@ class Finetune(Stage[ClassifierFiles]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(cpus=0)
+        return Resources(cpus=0, ranks=True)
 
     def load(self, path: Path) -> ClassifierFiles:
         return ClassifierFiles(path)
 
     def run(self, ctx: Context) -> None:
-        prepare_process(ctx.cpus)
-        labels, tokenizer = ctx.open(self.labels), ctx.open(self.tokenizer)
-        sampling, exam = self._data(labels, tokenizer.load())
-        classifier = self._classifier(ctx, len(labels.names))
-        engine = self.config.create_engine(classifier, self._objective(), self.model.n_layers)
-
-        best = self._fit(ctx, engine, sampling, exam)
-
-        write_classifier(ctx.out, best.state.params, classifier.cfg, labels.names, self.config.pooling, tokenizer.file)
+        ctx.on_ranks(self.train)
+        best = checkpoint.newest(ctx.work / BEST)
+        assert best is not None, "every epoch is examined, and the first one is the best so far"
+        names, tokenizer = ctx.open(self.labels).names, ctx.open(self.tokenizer).file
+        model = replace(self.model, dropout=self.config.dropout)
+        write_classifier(ctx.out, best.state.params, model, names, self.config.pooling, tokenizer)
         score = best.extra["history"][-1]
         ctx.notes["metrics"] = {"val/macro_f1": score["macro_f1"], "val/accuracy": score["accuracy"]}
         ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
         ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
         ctx.notes["model"] = {"role": "classifier-weights"}
-        engine.close()
+
+    def train(self, ctx: RankContext) -> None:
+        """What each rank does. The weights of the best epoch are left as the checkpoint in BEST."""
+        prepare_process(ctx.cpus)
+        labels, tokenizer = ctx.open(self.labels), ctx.open(self.tokenizer)
+        sampling, exam = self._data(labels, tokenizer.load())
+        classifier = self._classifier(ctx, len(labels.names))
+        with TrainingRun(
+            ctx,
+            self.config,
+            self.config.create_engine(classifier, self._objective(), self.model.n_layers),
+            total_steps=self.config.epochs * sampling.steps_per_epoch,
+            tokens_per_step=float(np.mean([len(d) for d in sampling.documents])) * self.config.batch_size,
+            extra={"history": []},
+        ) as training:
+            self._fit(ctx, training, sampling, exam)
 
     def _data(self, labels: Labels, tokenizer: Any) -> tuple[LabelledSampling, "Exam"]:
         seq_len = self.model.seq_len
@@ -104,7 +115,7 @@ class Finetune(Stage[ClassifierFiles]):
         )
         return sampling, Exam(tokenize(tokenizer, exam_split.texts, seq_len), exam_split.targets)
 
-    def _classifier(self, ctx: Context, n_labels: int) -> Classifier:
+    def _classifier(self, ctx: RankContext, n_labels: int) -> Classifier:
         """The base model, or random weights in its place, with a classification head and fine-tuning's own dropout."""
         language_model = LanguageModel(replace(self.model, dropout=self.config.dropout))
         if self.base is None:
@@ -118,41 +129,28 @@ class Finetune(Stage[ClassifierFiles]):
     def _objective(self) -> Callable[..., Any]:
         return partial(classification.loss, label_smoothing=self.config.label_smoothing)
 
-    def _fit(self, ctx: Context, engine: Engine, sampling: LabelledSampling, exam: "Exam") -> checkpoint.Checkpoint:
-        """Train epoch by epoch until validation stops getting better; return the best epoch."""
-        cfg, per_epoch = self.config, sampling.steps_per_epoch
-        total = cfg.epochs * per_epoch
-        tokens_per_step = float(np.mean([len(d) for d in sampling.documents])) * cfg.batch_size
-        meter = Meter(ctx.tracker, cfg.lr, cfg.log_every, total, tokens_per_step)
-        checkpoints = Checkpoints(engine, ctx.work, cfg.checkpoint_seconds, meter, {"history": []})
-        start = checkpoints.resume()
-        history: list[dict[str, Any]] = checkpoints.extra["history"]
-        for epoch in range(len(history), cfg.epochs):
-            if _stalled(history, cfg.patience):
+    def _fit(self, ctx: RankContext, training: TrainingRun, sampling: LabelledSampling, exam: "Exam") -> None:
+        """Train epoch by epoch until validation stops getting better."""
+        start, per_epoch = training.resume(), sampling.steps_per_epoch
+        history: list[dict[str, Any]] = training.checkpoints.extra["history"]
+        for epoch in range(len(history), self.config.epochs):
+            if _stalled(history, self.config.patience):
                 break
-            steps = train(engine, sampling, self._lr_scale(total), start=start, stop=(epoch + 1) * per_epoch)
-            for _ in checkpoints.after(meter.watch(steps)):
+            end = (epoch + 1) * per_epoch
+            for _ in training.steps(sampling, start=start, stop=end):
                 pass
-            start = (epoch + 1) * per_epoch
-            with meter.pause():
-                history.append({"epoch": epoch, **exam.score(engine, cfg.precision)})
-                self._keep(ctx, checkpoints, start)
-        best = checkpoint.newest(ctx.work / BEST)
-        assert best is not None, "every epoch is examined, and the first one is the best so far"
-        return best
+            start = end
+            with training.meter.pause():
+                history.append({"epoch": epoch, **exam.score(training.engine, self.config.precision)})
+                self._keep(ctx, training, history, end)
 
-    def _lr_scale(self, total: int) -> Callable[[int], float]:
-        return partial(lr_scale, steps=total, config=self.config.schedule_config)
-
-    def _keep(self, ctx: Context, checkpoints: Checkpoints, step: int) -> None:
+    def _keep(self, ctx: RankContext, training: TrainingRun, history: list[dict[str, Any]], step: int) -> None:
         """Record an epoch's score, and keep its weights if it is the best, before the checkpoint that says so."""
-        history = checkpoints.extra["history"]
         score = history[-1]
         ctx.tracker.metrics({f"val/{name}": score[name] for name in ("macro_f1", "accuracy")}, step=step - 1)
         if _best_epoch(history) == score["epoch"]:
-            checkpoint.save(ctx.work / BEST, step, checkpoints.engine.state(), checkpoints.all_extra)
-            checkpoint.keep_last(ctx.work / BEST, 1)
-        checkpoints.save(step)
+            training.checkpoints.save_weights(step, ctx.work / BEST)
+        training.checkpoints.save(step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +162,14 @@ class Exam:
 
     def score(self, engine: Engine, precision: str) -> dict[str, float]:
         chosen = resolve(precision, engine.device)
-        table = engine.forward(partial(document_probabilities, documents=self.documents, precision=chosen))
+        share = partial(
+            document_probabilities,
+            documents=self.documents,
+            precision=chosen,
+            rank=engine.rank,
+            world_size=engine.world_size,
+        )
+        table = engine.sum(torch.from_numpy(engine.forward(share)).to(engine.device)).cpu().numpy()
         labelling = Labelling(self.targets, table.argmax(axis=1), table.shape[1])
         return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy}
 

@@ -1,11 +1,11 @@
 """Pretraining: a decoder learns to predict the next token of the shards."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
@@ -18,19 +18,18 @@ from model.generate import generate
 from model.heads import LanguageModel
 from model.init import initialize
 from model.objectives import next_token
+from pipeline import checkpoint
 from pipeline.batches import LanguageSampling, language_batches
 from pipeline.engine import Engine
 from pipeline.identity import knob
 from pipeline.plots import training_curve
-from pipeline.precision import measured_matmul_flops
-from pipeline.schedule import lr_scale
-from pipeline.stage import Context, Resources, Stage
+from pipeline.stage import Context, RankContext, Resources, Stage
 from pipeline.stages.shards import TokenShards
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.tokens import BOS_ID, EOS_ID
 from pipeline.tracking import read_journal
-from pipeline.train import StepReport, train
-from pipeline.training import Checkpoints, Meter, TrainingConfig, prepare_process
+from pipeline.train import StepReport
+from pipeline.training import TrainingConfig, TrainingRun, prepare_process
 from pipeline.weights import LanguageModelFiles, write_language_model
 
 SAMPLE_RULES = {"temperature": 0.8, "top_k": 50}
@@ -53,7 +52,11 @@ class PretrainConfig(TrainingConfig):
     samples: Annotated[int, Ge(0)] = 4
     """Texts that the finished model writes from nothing, to be read by a person."""
 
+    spike_sigma: Annotated[float, Ge(0)] = 6.0
+    """A step whose loss or gradient norm lies this many deviations above those of late is not taken; 0 takes any."""
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.steps is None) == (self.tokens is None):
             raise ValueError(f"give exactly one of steps={self.steps} and tokens={self.tokens}")
 
@@ -73,31 +76,40 @@ class Pretrain(Stage[LanguageModelFiles]):
 
     @property
     def resources(self) -> Resources:
-        return Resources(cpus=0)
+        return Resources(cpus=0, ranks=True)
 
     def load(self, path: Path) -> LanguageModelFiles:
         return LanguageModelFiles(path)
 
     def run(self, ctx: Context) -> None:
+        ctx.on_ranks(self.train)
+        trained = checkpoint.newest(ctx.work)
+        assert trained is not None, "training ends with a checkpoint"
+        write_language_model(ctx.out, trained.state.params, self.model, ctx.open(self.tokenizer).file)
+        self._describe(ctx, trained.extra["summary"])
+
+    def train(self, ctx: RankContext) -> None:
+        """What each rank does. The weights are left as the last checkpoint."""
         prepare_process(ctx.cpus)
-        cfg, shards, tokenizer = self.config, ctx.open(self.shards), ctx.open(self.tokenizer)
+        cfg, shards = self.config, ctx.open(self.shards)
         sampling = self._sampling(shards)
         total = cfg.total_steps(sampling.rows_per_step, self.model.seq_len)
         model = LanguageModel(self.model)
         initialize(model, self.seed)
-        engine = cfg.create_engine(model, next_token.loss, self.model.n_layers)
-        meter = Meter(ctx.tracker, cfg.lr, cfg.log_every, total, sampling.rows_per_step * self.model.seq_len)
-        checkpoints = Checkpoints(engine, ctx.work, cfg.checkpoint_seconds, meter)
-
-        steps = train(engine, sampling, self._lr_scale(total), start=checkpoints.resume(), stop=total)
-        for report in checkpoints.after(meter.watch(steps)):
-            if self._validation_due(report, total):
-                with meter.pause():
-                    ctx.tracker.metrics(validation(engine, shards, self.model.seq_len, cfg), step=report.step)
-
-        write_language_model(ctx.out, engine.state().params, self.model, tokenizer.file)
-        self._describe(ctx, engine, meter, checkpoints)
-        engine.close()
+        with TrainingRun(
+            ctx,
+            cfg,
+            cfg.create_engine(model, next_token.loss, self.model.n_layers),
+            total_steps=total,
+            tokens_per_step=sampling.rows_per_step * self.model.seq_len,
+            spike_sigma=cfg.spike_sigma,
+        ) as training:
+            for report in training.steps(sampling, start=training.resume(), stop=total):
+                if self._validation_due(report, total):
+                    with training.meter.pause():
+                        scores = validation(training.engine, shards, self.model.seq_len, cfg)
+                    ctx.tracker.metrics(scores, step=report.step)
+            training.finish()
 
     def _sampling(self, shards: TokenShards) -> LanguageSampling:
         return LanguageSampling(
@@ -109,13 +121,10 @@ class Pretrain(Stage[LanguageModelFiles]):
             dropout=self.model.dropout > 0,
         )
 
-    def _lr_scale(self, total: int) -> Callable[[int], float]:
-        return partial(lr_scale, steps=total, config=self.config.schedule_config)
-
     def _validation_due(self, report: StepReport, total: int) -> bool:
         return (report.step + 1) % self.config.validate_every == 0 or report.step + 1 == total
 
-    def _describe(self, ctx: Context, engine: Engine, meter: Meter, checkpoints: Checkpoints) -> None:
+    def _describe(self, ctx: Context, summary: Mapping[str, Any]) -> None:
         """Samples and curve into the artifact; speed, which no two runs share, into the notes."""
         points = list(read_journal(ctx.store.journal(self.kind, ctx.key)))
         training_curve(points, ctx.out / "loss.png")
@@ -124,16 +133,17 @@ class Pretrain(Stage[LanguageModelFiles]):
             sample_texts(loaded.model, loaded.tokenizer, self.config.samples, self.seed)
         )
         last = {name: value for point in points for name, value in point.metrics.items()}
-        peak = measured_matmul_flops(self.config.precision, engine.device)  # type: ignore[arg-type]
-        speed = meter.tokens_per_second
-        mfu = speed * training_flops_per_token(self.model, self.model.seq_len) / peak
+        speed = summary["tokens_per_second"]
+        mfu = speed * training_flops_per_token(self.model, self.model.seq_len) / summary["matmul_flops"]
         ctx.notes["metrics"] = {
             "val/loss": last["val/loss"],
             "val/bpb": last["val/bpb"],
             "train/loss_final": last["train/loss"],
             "tokens_per_second": speed,
             "mfu": mfu,
-            "checkpoint_seconds": checkpoints.seconds,
+            "workers": summary["workers"],
+            "checkpoint_seconds": summary["checkpoint_seconds"],
+            "checkpoint_share": summary["checkpoint_share"],
         }
         ctx.notes["datasets"] = [ctx.dataset(self.shards, split) for split in ("train", "validation")]
         ctx.notes["files"] = ["loss.png", "samples.txt"]
@@ -151,12 +161,12 @@ def validation(engine: Engine, shards: TokenShards, seq_len: int, cfg: PretrainC
     rows = min((stream.n_tokens - 1) // seq_len, max(1, cfg.validation_tokens // seq_len))
     if rows < 1:
         return {}
-    losses = [
-        engine.forward(partial(next_token.loss, batch=batch.to(engine.device)))
-        for batch in language_batches(stream, seq_len, cfg.micro_batch_size, rows)
-    ]
-    nats = float(torch.stack([loss.sum for loss in losses]).sum())
-    targets = int(torch.stack([loss.count for loss in losses]).sum())
+    batches = language_batches(
+        stream, seq_len, cfg.micro_batch_size, rows, rank=engine.rank, world_size=engine.world_size
+    )
+    losses = [engine.forward(partial(next_token.loss, batch=batch.to(engine.device))) for batch in batches]
+    nats = float(engine.sum(torch.stack([loss.sum for loss in losses]).sum()))
+    targets = int(engine.sum(torch.stack([loss.count for loss in losses]).sum()))
     targets_per_byte = (stream.n_tokens - stream.n_documents) / stream.n_bytes
     return {"val/loss": nats / targets, "val/bpb": nats / targets / math.log(2) * targets_per_byte}
 

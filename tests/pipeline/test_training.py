@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,10 @@ from model.heads import LanguageModel
 from model.init import initialize
 from model.objectives import next_token
 from pipeline.batches import LanguageSampling
+from pipeline.checkpointing import Checkpoints
 from pipeline.errors import UsageError
+from pipeline.guard import Guard
+from pipeline.meter import Meter
 from pipeline.runner import Built, build, submit_here
 from pipeline.stage import Stage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
@@ -22,10 +26,11 @@ from pipeline.stages.labels import LabelsConfig, LabelsStage
 from pipeline.stages.pretrain import Pretrain, PretrainConfig
 from pipeline.stages.shards import ShardsConfig, ShardsStage
 from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.state import join
 from pipeline.store import Store
 from pipeline.tracking import Silent, read_journal
 from pipeline.train import StepReport, train
-from pipeline.training import Checkpoints, Meter, TrainingConfig
+from pipeline.training import TrainingConfig
 
 MODEL = ModelConfig(vocab_size=320, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, seq_len=16, dropout=0.1)
 TRAINING = {"lr": 1e-2, "precision": "fp32", "checkpoint_seconds": 0.0, "log_every": 2}
@@ -68,6 +73,7 @@ def cut_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save_then_stop(self: Checkpoints, next_step: int) -> None:
         save(self, next_step)
+        self._wait()
         if next(done, None) is None:
             raise Cut
 
@@ -100,8 +106,8 @@ def losses(sampling: LanguageSampling, steps: int = 6) -> tuple[list[float], dic
     initialize(model, 0)
     config = TrainingConfig(lr=1e-2, precision="fp32")
     engine = config.create_engine(model, next_token.loss, MODEL.n_layers)
-    seen = [report.loss for report in train(engine, sampling, lambda _: 1.0, start=0, stop=steps)]
-    return seen, engine.state().params
+    seen = [report.loss for report in train(engine, sampling, lambda _: 1.0, Guard(engine.device), start=0, stop=steps)]
+    return seen, dict(join([engine.shard()]).params)
 
 
 def test_the_micro_batch_changes_neither_loss_nor_weights(tmp_path: Path):
@@ -153,7 +159,9 @@ def test_the_meter_reports_the_mean_of_its_window():
         def metrics(self, values: dict[str, float], *, step: int) -> None:
             seen.append((step, values["train/loss"]))
 
-    reports = [StepReport(i, torch.tensor(float(i)), 2, torch.tensor(1.0), 1.0) for i in range(5)]
+    ids = np.arange(2)
+    held, norm = torch.tensor(False), torch.tensor(1.0)
+    reports = [StepReport(i, torch.tensor(float(i)), 2, norm, 1.0, held, ids, ids) for i in range(5)]
     meter = Meter(Listening(), lr=1.0, every=2, total=5, tokens_per_step=2)
     assert list(meter.watch(iter(reports))) == reports
     assert seen == [(1, 0.25), (3, 1.25), (4, 2.0)]

@@ -1,0 +1,95 @@
+"""A gang of ranks as processes of this machine, without a cluster: what `--inline` uses for more than one worker."""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from jobs.gang_ray import as_rank, bare
+from pipeline.errors import GristmillError, StageFailed, WorkerLost
+from pipeline.stage import Context, RankContext
+
+POLL_SECONDS = 0.05
+LAST_WORDS_SECONDS = 5.0
+"""How long the other ranks may take to end by themselves once one has failed."""
+
+Rank = tuple[BaseProcess, Any]
+"""A child process, and the end of a pipe on which it says why it fails."""
+
+
+@dataclass(frozen=True)
+class LocalGang:
+    """`pipeline.stage.Gang` as child processes; `cpus` are those of one rank. Nothing outlives the call."""
+
+    workers: int
+    cpus: int
+
+    def __call__(self, function: Callable[[RankContext], None], ctx: Context) -> None:
+        from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+        rendezvous = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        ranks = [self._start(rank, rendezvous.port, function, bare(ctx, self.cpus)) for rank in range(self.workers)]
+        try:
+            _watch(ctx.kind, ranks)
+        finally:
+            for process, _ in ranks:
+                process.kill()
+                process.join()
+
+    def _start(self, rank: int, port: int, function: Callable[[RankContext], None], ctx: RankContext) -> Rank:
+        spawn = multiprocessing.get_context("spawn")
+        hear, tell = spawn.Pipe(duplex=False)
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(self.workers),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is this process's, as under torchrun
+            "OMP_NUM_THREADS": str(self.cpus),
+        }
+        process = spawn.Process(target=_be_rank, args=(environment, tell, function, ctx), daemon=True)
+        process.start()
+        tell.close()
+        return process, hear
+
+
+def _be_rank(environment: dict[str, str], tell: Any, function: Callable[[RankContext], None], ctx: RankContext) -> None:
+    os.environ |= environment
+    try:
+        as_rank(function, ctx)
+    except GristmillError as error:
+        tell.send(error)
+        sys.exit(error.exit_code)
+
+
+def _watch(stage: str, ranks: list[Rank]) -> None:
+    """Wait until every rank has ended well. Raises what ended the first that did not."""
+    failed: int | None = None
+    limit = float("inf")
+    while any(process.is_alive() for process, _ in ranks) and time.monotonic() < limit:
+        time.sleep(POLL_SECONDS)
+        for rank, (process, _) in enumerate(ranks):
+            if failed is None and process.exitcode:
+                failed, limit = rank, time.monotonic() + LAST_WORDS_SECONDS
+    if all(process.exitcode == 0 for process, _ in ranks):
+        return
+    for _, hear in ranks:
+        if (said := _last_word(hear)) is not None:
+            raise said
+    failed = next(r for r, (process, _) in enumerate(ranks) if process.exitcode) if failed is None else failed
+    code = ranks[failed][0].exitcode or 0
+    if code < 0:
+        raise WorkerLost(f"{stage}: rank {failed} of {len(ranks)} was killed by signal {-code}")
+    raise StageFailed(f"{stage}: rank {failed} of {len(ranks)} failed; what it said stands above")
+
+
+def _last_word(hear: Any) -> GristmillError | None:
+    try:
+        return hear.recv() if hear.poll() else None
+    except EOFError:
+        return None

@@ -1,0 +1,115 @@
+"""A gang of ranks as Ray Train workers: placed, started, watched and torn down by Ray; what to go on from is ours.
+
+Nothing here restarts anything. A gang that loses a rank ends as a whole with WorkerLost, and whoever started it starts
+it again: the ranks find the newest checkpoint by themselves.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from pipeline.errors import GristmillError, StageFailed, WorkerLost
+from pipeline.stage import Context, RankContext
+from pipeline.tracking import Recorder, Silent
+
+Workers = int | tuple[int, int]
+"""How many ranks, or the fewest and the most."""
+
+
+@dataclass(frozen=True)
+class RayGang:
+    """`pipeline.stage.Gang` on the Ray that this process belongs to. `cpus` are those of one rank."""
+
+    workers: Workers
+    cpus: int
+    gpus: int
+    timeout_seconds: float
+    """How long a rank may be silent, or the others may wait for it, before the gang ends."""
+
+    def __call__(self, function: Callable[[RankContext], None], ctx: Context) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        os.environ |= settings(self.timeout_seconds)
+        trainer = TorchTrainer(
+            partial(as_rank, function, bare(ctx, self.cpus)),
+            scaling_config=ScalingConfig(
+                num_workers=self.workers,
+                use_gpu=self.gpus > 0,
+                resources_per_worker={"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})},
+            ),
+            torch_config=TorchConfig(backend="nccl" if self.gpus else "gloo", timeout_s=int(2 * self.timeout_seconds)),
+            run_config=RunConfig(
+                name=uuid.uuid4().hex[:8],  # a name used before would make Ray go on from a snapshot of its own
+                storage_path=str(ctx.work / "ray"),
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as failure:
+            raise explained(ctx.kind, failure) from None
+
+
+def settings(timeout_seconds: float) -> dict[str, str]:
+    """How often Ray Train looks after its workers, and how long it bears silence; it reads the environment."""
+    return {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(timeout_seconds),
+        "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+        "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    }
+
+
+def bare(ctx: Context, cpus: int) -> RankContext:
+    """What of a context can travel to another process."""
+    return RankContext(
+        store=ctx.store, kind=ctx.kind, key=ctx.key, keys=ctx.keys, work=ctx.work, tracker=Silent(), cpus=cpus
+    )
+
+
+def as_rank(function: Callable[[RankContext], None], ctx: RankContext) -> None:
+    """Be one rank, on whatever machine this is. Rank 0 speaks for all of them."""
+    store = ctx.store.here()
+    work = store.work(ctx.kind, ctx.key)
+    work.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") != "0":
+        function(replace(ctx, store=store, work=work))
+        return
+    recorder = Recorder(store.journal(ctx.kind, ctx.key))
+    try:
+        function(replace(ctx, store=store, work=work, tracker=recorder))
+    finally:
+        recorder.close()
+
+
+def explained(stage: str, failure: Any) -> GristmillError:
+    """What ended a gang, the rank by name: an error of ours as it was, a bug as StageFailed, all else as a loss."""
+    failures: Mapping[int, BaseException] = getattr(failure, "worker_failures", {})
+    causes = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
+    ours = [error for error in causes.values() if isinstance(error, GristmillError)]
+    if ours:
+        return ours[0]
+    told = "; ".join(f"rank {rank}: {_short(error)}" for rank, error in causes.items()) or _short(failure)
+    if any(_is_bug(error) for error in causes.values()):
+        return StageFailed(f"{stage}: {told}\n{failure}")
+    return WorkerLost(f"{stage}: {told}")
+
+
+def _is_bug(error: BaseException) -> bool:
+    """An exception of the training code itself. What torch raises where another rank is gone is none."""
+    import torch.distributed
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    return not isinstance(error, RayError | RayTrainError | torch.distributed.DistError | RuntimeError | OSError)
+
+
+def _short(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
