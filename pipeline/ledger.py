@@ -46,19 +46,25 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def read(folder: Path) -> dict[int, "Counter[int]"]:
+    """`{step: how often each sample was read in it}`, all ranks together."""
+    steps: dict[int, Counter[int]] = {}
+    for path in sorted(folder.glob("rank-*.jsonl")):
+        for line in _whole_lines(path):
+            entry: dict[str, Any] = json.loads(line)
+            steps.setdefault(entry["step"], Counter()).update(entry["ids"])
+    return steps
+
+
 def check(folder: Path, expected: Callable[[int], Ints], steps: int) -> list[str]:
     """What is wrong with a ledger, a line a fault; nothing where every step read its samples, each once.
 
     `expected(step)` are the samples that step should have read, all ranks together.
     """
-    read: dict[int, Counter[int]] = {}
-    for path in sorted(folder.glob("rank-*.jsonl")):
-        for line in _whole_lines(path):
-            entry: dict[str, Any] = json.loads(line)
-            read.setdefault(entry["step"], Counter()).update(entry["ids"])
-    faults = [f"step {step}: read, but there are {steps} steps" for step in sorted(read) if step >= steps]
+    seen = read(folder)
+    faults = [f"step {step}: read, but there are {steps} steps" for step in sorted(seen) if step >= steps]
     for step in range(steps):
-        wanted, got = Counter(expected(step).tolist()), read.get(step, Counter())
+        wanted, got = Counter(expected(step).tolist()), seen.get(step, Counter())
         lost, doubled = sorted((wanted - got).elements()), sorted((got - wanted).elements())
         faults += [f"step {step}: samples never read: {lost}"] if lost else []
         faults += [f"step {step}: samples read too often: {doubled}"] if doubled else []

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from pipeline.errors import DamagedArtifact
+from pipeline.faults import fault_point
 from pipeline.identity import changes
 from pipeline.stage import Context, Gang, Map, Stage, alone, plain_map
 from pipeline.store import Store, log
@@ -199,6 +200,7 @@ def _run(job: Job, map_: Map, gang: Gang, cpus: int) -> None:
     send = partial(store.push_journal, stage.kind, job.key) if store.remote else None
     tracker = Recorder(store.journal(stage.kind, job.key), send)
     start = time.monotonic()
+    fault_point("stage.begin")
     try:
         with store.writing(stage.kind, job.key, meta) as out:
             stage.run(

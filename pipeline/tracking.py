@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from pipeline.faults import fault_point
+
 log = logging.getLogger("gristmill")
 
 JOURNAL_SECONDS = 5.0
@@ -63,6 +65,7 @@ class Journal:
         if not new:
             return
         self._seen.update((step, name) for name in new)
+        fault_point("journal.append")
         line = {"step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": new}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

@@ -14,6 +14,7 @@ from torch import nn
 from pipeline.batches import Sampling
 from pipeline.checkpointing import CheckpointPolicy, Checkpoints
 from pipeline.engine import Engine, EngineSettings, Objective, create, pick_device
+from pipeline.faults import fault_point
 from pipeline.guard import Guard
 from pipeline.health import Health
 from pipeline.identity import knob
@@ -164,6 +165,7 @@ class TrainingRun:
         start = self.checkpoints.resume()
         if self._ledger:
             self._ledger.forget_from(start)
+        fault_point("training.resume")
         return start
 
     def steps(self, sampling: Sampling, *, start: int, stop: int) -> Iterator[StepReport]:
@@ -172,7 +174,9 @@ class TrainingRun:
         reports = train(self.engine, sampling, course, self._guard, start=start, stop=stop)
         if self._ledger:
             reports = self._ledger.follow(reports)
-        yield from self.checkpoints.after(self.meter.watch(self._health.watch(reports)))
+        for report in self.checkpoints.after(self.meter.watch(self._health.watch(reports))):
+            fault_point("training.step")
+            yield report
 
     def finish(self) -> None:
         """Leave the weights as the last checkpoint, with a summary of how the training went."""
