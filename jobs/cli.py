@@ -3,12 +3,13 @@
 import json
 import logging
 import sys
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from jobs import cli_cluster
+from jobs.cli_shared import CONFIG, MODELS, RUN, RUNS, Inline, Json, NoColor, Overrides, Quiet, build, emit
 from pipeline.errors import GristmillError
 
 app = App(
@@ -21,33 +22,27 @@ app = App(
 * `gristmill predict quickstart "a small furry animal"`
 * `gristmill ui`: follow the experiments in MLflow
 
+On a cluster:
+
+* `gristmill submit configs/quickstart.yaml --to local --watch`: as a job, on a Ray of this machine
+* `gristmill submit configs/quickstart.yaml --to http://head:8265`: on any Ray cluster
+* `gristmill status`, `gristmill logs RUN -f`, `gristmill cancel RUN`, `gristmill resume RUN`
+
 GRISTMILL_HOME (default ./runs) holds artifacts, journals and mlflow.db. Exit codes: 0 ok, 2 usage or config,
-3 environment, 5 a stage failed, 130 interrupted.""",
+3 environment, auth or connection, 5 failed, 6 cancelled, 8 preempted and resumable, 130 interrupted.""",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-config_app = App(name="config", help="Look into a config: what it resolves to, and what each key means.")
+config_app = App(name="config", help="Look into a config: what it resolves to, and what each key means.", group=CONFIG)
 app.command(config_app)
 
-Overrides = Annotated[
-    list[str] | None,
-    Parameter(name="--set", help="Replace one value: --set pretrain.lr=1e-3. Repeatable.", negative=""),
-]
-Json = Annotated[
-    bool, Parameter(name="--json", help="End with one JSON line on stdout; progress goes to stderr.", negative="")
-]
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], help="No progress.", negative="")]
-NoColor = Annotated[bool, Parameter(name="--no-color", help="No colours.", negative="")]
 
-
-@app.command
+@app.command(group=RUN)
 def run(
     config: Path,
     *,
     set_: Overrides = None,
-    inline: Annotated[
-        bool, Parameter(help="Run in this process instead of on Ray, for debugging.", negative="")
-    ] = False,
+    inline: Inline = False,
     json_: Json = False,
     quiet: Quiet = False,
     no_color: NoColor = False,
@@ -56,43 +51,28 @@ def run(
 
     Finished stages are reused; a run that was killed goes on from its last checkpoint when given again.
     """
-    start = time.monotonic()
-    from jobs import run as runs
-    from jobs.console import RunView, print_result
-    from pipeline.store import Store
-
-    view = RunView(Store(runs.home()), quiet=quiet, no_color=no_color)
-    try:
-        result = runs.run(config, set_ or [], inline=inline, view=view)
-    except (GristmillError, KeyboardInterrupt) as error:
-        if json_:
-            _emit(runs.failed(error, time.monotonic() - start))
-        raise runs.cause(error) from None
-    if json_:
-        _emit(result)
-    else:
-        print_result(result)
+    build(config, set_ or [], inline=inline, json_=json_, quiet=quiet, no_color=no_color)
 
 
-@app.command
+@app.command(group=RUN)
 def plan(config: Path, *, set_: Overrides = None, json_: Json = False) -> None:
     """Say what a run would build or reuse, and why, without spending anything."""
     from jobs.plan import plan_rows, print_plan
 
     rows = plan_rows(config, set_ or [])
-    _emit(rows) if json_ else print_plan(rows)
+    emit(rows) if json_ else print_plan(rows)
 
 
-@app.command
+@app.command(group=RUN)
 def why(config: Path, stage: str, *, set_: Overrides = None, json_: Json = False) -> None:
     """Say why a stage would be built or reused: the fields that differ from the newest artifact of its kind."""
     from jobs.plan import find_row, plan_rows, print_plan
 
     row = find_row(plan_rows(config, set_ or []), stage)
-    _emit(row) if json_ else print_plan([row])
+    emit(row) if json_ else print_plan([row])
 
 
-@app.command
+@app.command(group=MODELS)
 def predict(
     model: str,
     texts: Annotated[list[str], Parameter(help="Texts to label; `-` reads lines from standard input.")],
@@ -104,10 +84,10 @@ def predict(
     from jobs.use import print_predictions
 
     rows = predict_texts(model, texts)
-    _emit(rows) if json_ else print_predictions(rows)
+    emit(rows) if json_ else print_predictions(rows)
 
 
-@app.command
+@app.command(group=MODELS)
 def generate(
     model: str,
     prompts: Annotated[list[str] | None, Parameter(help="Texts to continue; none starts from nothing.")] = None,
@@ -127,31 +107,35 @@ def generate(
 
     rows = continue_prompts(model, prompts or [""], max_new_tokens, temperature, top_k, top_p, seed)
     if json_:
-        _emit(rows)
+        emit(rows)
     for row in () if json_ else rows:
         sys.stdout.write(f"{row['prompt']}{row['text']}\n")
 
 
-@app.command
+@app.command(group=RUNS)
 def ui(*, host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> None:
     """Serve the MLflow UI over the experiments of GRISTMILL_HOME, on this machine only."""
-    from jobs.run import home, tracking_uri
+    from jobs.home import home
+    from jobs.run import tracking_uri
     from jobs.ui import serve_ui
 
     serve_ui(home(), uri or tracking_uri(), host, port)
 
 
-@app.command
+@app.command(group=RUNS)
 def sync(run: str | None = None, *, json_: Json = False) -> None:
     """Bring MLflow in line with the records on disk, after an outage. Without a name: every run."""
-    from jobs.run import home
+    from jobs.home import home
     from jobs.use import sync_runs
 
     rows = sync_runs(home(), run)
     if json_:
-        _emit(rows)
+        emit(rows)
     for row in () if json_ else rows:
         sys.stdout.write(f"{row['run']}: in line with {row['tracking_uri']}\n")
+
+
+cli_cluster.register(app)
 
 
 @config_app.command
@@ -183,11 +167,6 @@ def schema() -> None:
     from pipeline.config import schema as config_schema
 
     sys.stdout.write(json.dumps(config_schema(PipelineConfig), indent=2) + "\n")
-
-
-def _emit(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -60,6 +61,7 @@ class LocalGang:
 
 def _be_rank(environment: dict[str, str], tell: Any, function: Callable[[RankContext], None], ctx: RankContext) -> None:
     os.environ |= environment
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole tree may be signalled: the driver has us stop in order
     try:
         as_rank(function, ctx)
     except GristmillError as error:

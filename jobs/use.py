@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs.run import home, tracking_uri
+from jobs.home import home
+from jobs.run import tracking_uri
 from pipeline.errors import UsageError
 
 SHOWN_LABELS = 3

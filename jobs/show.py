@@ -1,0 +1,64 @@
+"""How runs and jobs are shown to a person, on stdout."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.status import Status
+
+COLOURS = {"succeeded": "green", "running": "cyan", "pending": "cyan", "failed": "red", "lost": "red"}
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a run or job: what to call it, its state, since when, and where."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "job", "state", "since", "where"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["started_ms"] / 1000))
+        state = f"[{COLOURS.get(row['state'], 'yellow')}]{row['state']}[/]"
+        table.add_row(row["run"] or "", row["job_id"] or "", state, since, row["to"] or "here")
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+def status_lines(seen: Status, to: str | None) -> None:
+    """A few lines about one run, and what to do next."""
+    console = Console(file=sys.stdout, highlight=False)
+    lines = {
+        "run": seen.run,
+        "job": seen.job_id and f"{seen.job_id}{f' at {to}' if to else ''}",
+        "state": f"[{COLOURS.get(seen.state, 'yellow')}]{seen.state}[/]",
+        "stage": seen.stage and f"{seen.stage}{_progress(seen)}",
+        "next": _next(seen),
+    }
+    for title, text in lines.items():
+        if text:
+            console.print(f"{title:<7}{text}", soft_wrap=True)
+
+
+def _progress(seen: Status) -> str:
+    if seen.step is None or not seen.steps:
+        return ""
+    left = "" if seen.eta_seconds is None else f", about {_duration(seen.eta_seconds)} left"
+    return f"  {seen.step:,} of {seen.steps:,} ({100 * seen.step // seen.steps} %){left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _next(seen: Status) -> str | None:
+    name = seen.run or seen.job_id
+    match seen.state:
+        case "running" | "pending":
+            return f"gristmill logs {name} -f" if seen.job_id else f"gristmill cancel {name}"
+        case "succeeded":
+            return None
+        case _:
+            return f"gristmill resume {name}"

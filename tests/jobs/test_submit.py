@@ -1,0 +1,476 @@
+"""Jobs of a cluster as a user meets them: a Ray head of this machine, started by the first submission to `local`."""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from filelock import FileLock
+
+from jobs.head import Head, find
+from jobs.record import load
+from jobs.shipment import packed, read_config
+from jobs.submissions import recall
+from jobs.submit_ray import Order, entrypoint, variables
+from pipeline.assemble import PipelineConfig
+from pipeline.errors import UsageError
+from pipeline.identity import fingerprint
+
+HERE = Path.cwd()
+SMALL = ["labels=null", "pretrain.steps=3", "pretrain.checkpoint_seconds=60", "pretrain.samples=0"]
+LONG = [*SMALL, "pretrain.steps=100000", "pretrain.validate_every=100000", "pretrain.checkpoint_seconds=5"]
+
+CANARIES = {
+    name: f"canary-{number}-must-stay-home"
+    for number, name in enumerate(
+        ["MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "SOME_SETTING", "IN_A_FILE"]
+    )
+}
+
+
+@dataclass(frozen=True)
+class Client:
+    """A person's shell: a folder with a config and things that must not leave it, and secrets in its environment."""
+
+    home: Path
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "jobs.cli", *arguments]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        own = {"GRISTMILL_HOME": str(self.home), "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+        return {**os.environ, **own, **self.environment}
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.variables | environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+
+    def json(self, *arguments: str) -> Any:
+        done = self(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def submit(self, key: str, settings: list[str], *more: str) -> Any:
+        sets = [word for setting in settings for word in ("--set", setting)]
+        return self.json("submit", "smoke.yaml", "--to", "local", "--inline", "--key", key, *sets, *more)
+
+    @property
+    def head(self) -> Head:
+        there = find(self.home)
+        assert there is not None, "something was submitted first"
+        return there
+
+    def get(self, path: str) -> str:
+        token = (self.home / "ray-token").read_text()
+        request = urllib.request.Request(self.head.address + path, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+            return answer.read().decode()
+
+    def plain_job(self, job: str, code: str) -> None:
+        """A job that is no pipeline: it starts at once."""
+        token = (self.home / "ray-token").read_text()
+        body = json.dumps({"entrypoint": f"exec {sys.executable} -c '{code}'", "submission_id": job}).encode()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.head.address}/api/jobs/", body, headers)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            assert answer.status == 200
+
+
+def until(condition: Any, seconds: float = 90.0) -> Any:
+    limit = time.monotonic() + seconds
+    while not (seen := condition()):
+        assert time.monotonic() < limit, "it never came to that"
+        time.sleep(1)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """All processes of a test session share one head; the last to leave ends it."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if shared.name.startswith("popen-") else shared
+    home, folder, users = shared / "submit-home", shared / "submit-folder", shared / "submit-users"
+    mine = users / str(os.getpid())
+    with FileLock(shared / "submit.lock"):
+        users.mkdir(exist_ok=True)
+        mine.touch()
+        if not folder.exists():
+            furnish(folder)
+    client = Client(home, folder, CANARIES)
+    yield client
+    with FileLock(shared / "submit.lock"):
+        mine.unlink()
+        if not any(users.iterdir()):
+            client("head", "stop")
+
+
+def furnish(folder: Path) -> None:
+    """A config, its data, and what lies about in the folders of people."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "smoke.yaml").write_text(f"extends: {HERE}/configs/smoke.yaml\ncorpus:\n  path: data/corpus.txt\n")
+    (folder / "data" / "corpus.txt").write_bytes((HERE / "data" / "smoke" / "corpus.txt").read_bytes())
+    for name in (".env", ".git/config", ".venv/bin/settings", "data/other.txt", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(CANARIES["SOME_SETTING"])
+    (folder / "secret").write_text(CANARIES["IN_A_FILE"])
+
+
+@pytest.fixture(scope="module")
+def finished(client: Client) -> subprocess.CompletedProcess[str]:
+    """A small pipeline, submitted and watched to its end, with one secret of the cluster and one from a file."""
+    sets = [word for setting in SMALL for word in ("--set", setting)]
+    secrets = ["--env", "MLFLOW_TRACKING_PASSWORD", "--env", f"HF_TOKEN=file:{client.folder}/secret"]
+    return client("submit", "smoke.yaml", "--to", "local", "--watch", "--json", *sets, *secrets)
+
+
+@pytest.mark.slow
+def test_a_watched_job_ends_with_its_log_and_its_exit_code(client: Client, finished: subprocess.CompletedProcess[str]):
+    assert finished.returncode == 0, finished.stderr
+    *log, last = finished.stdout.splitlines()
+    ended = json.loads(last)
+    assert ended["state"] == "succeeded"
+    assert ended["exit_code"] == 0
+    assert any(line.startswith("built  pretrain") for line in log)
+    assert not any("::gristmill" in line for line in log)
+    run = json.loads(log[-1])["run"]
+    expected = {"run": run, "state": "succeeded", "job_id": ended["job_id"]}
+    empty = {"stage": None, "step": None, "steps": None, "eta_seconds": None}
+    assert client.json("status", run) == client.json("status", ended["job_id"]) == expected | empty
+    assert (run, "succeeded") in [(row["run"], row["state"]) for row in client.json("list")]
+    assert client("resume", run).returncode == 2
+    assert client("logs", run).stdout.splitlines() == log
+
+
+@pytest.mark.slow
+def test_no_secret_is_in_what_ray_keeps(client: Client, finished: subprocess.CompletedProcess[str]):
+    """Neither the client's nor the cluster's own: not in jobs, logs or unpacked folders, nor in what the home keeps."""
+    job = json.loads(finished.stdout.splitlines()[-1])["job_id"]
+    secrets = [*CANARIES.values(), (client.home / "ray-token").read_text()]
+    told = [client.get("/api/jobs/"), client.get(f"/api/jobs/{job}"), client.get(f"/api/jobs/{job}/logs")]
+    kept = [client.home / "submissions", client.home / "records", Path(client.head.temp)]
+    files = [path for folder in kept for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    for secret in secrets:
+        assert not [text for text in told if secret in text]
+        assert not [path for path in files if secret.encode() in path.read_bytes()], secret
+    assert set(json.loads(told[1])["runtime_env"]["env_vars"]) == set(variables(recall(client.home, job)))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+def test_everything_of_the_head_listens_on_loopback_alone(client: Client, finished: subprocess.CompletedProcess[str]):
+    del finished
+    leader = psutil.Process(client.head.pid)
+    places = [
+        connection.laddr.ip
+        for process in (leader, *leader.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(places) > 5
+    assert set(places) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_job_is_submitted_once_cancelled_at_a_checkpoint_and_gone_on_with(client: Client):
+    first = client.submit("long", LONG)
+    assert first == {"job_id": "long", "state": first["state"], "to": "local", "new": True}
+    assert client.submit("long", LONG)["new"] is False
+
+    training = until(lambda: (seen := client.json("status", "long"))["step"] and seen)
+    assert training["state"] == "running"
+    assert (training["stage"], training["steps"], training["job_id"]) == ("pretrain", 100_000, "long")
+    assert training["eta_seconds"] > 0
+    assert client("resume", "long").returncode == 2
+
+    stopped = client.json("cancel", training["run"])
+    assert (stopped["state"], stopped["job_id"]) == ("cancelled", "long")
+    assert load(client.home, training["run"]).status == "cancelled"
+    assert client("logs", "long", "-f").returncode == 6
+
+    again = client.json("resume", training["run"])
+    assert (again["job_id"], again["new"]) == ("long-2", True)
+    assert again["resumed_from_step"] > 0
+    until(lambda: f"going on from step {again['resumed_from_step']}" in client("logs", "long-2").stdout)
+    assert client.json("status", "long-2")["run"] == training["run"]
+    assert client.json("cancel", "long-2")["state"] == "cancelled"
+
+
+@pytest.mark.slow
+def test_a_variable_that_the_cluster_lacks_ends_the_job_at_once(client: Client):
+    sets = [word for setting in SMALL for word in ("--set", setting)]
+    done = client("submit", "smoke.yaml", "--to", "local", "--watch", "--env", "NOT_THERE", *sets)
+    assert done.returncode == 3
+    assert "NOT_THERE is not set in the environment of the cluster" in done.stdout
+
+
+TALK = """
+import time
+for i in range(400):
+    print(i, chr(228) * 500, flush=True)
+    if i % 40 == 0: print(chr(58) * 2 + "gristmill-status {}", flush=True)
+    time.sleep(0.015)
+raise SystemExit(7)
+"""
+
+
+@pytest.mark.slow
+def test_a_log_through_a_connection_that_breaks_every_second_is_whole(client: Client, finished: object):
+    del finished
+    client.plain_job("talk", TALK)
+    port = int(client.head.address.rpartition(":")[2])
+    with Cutter(port) as cutter:
+        done = client("logs", "talk", "-f", "--to", f"http://127.0.0.1:{cutter.port}", **token(client))
+    assert done.returncode == 7, done.stderr
+    whole = json.loads(client.get("/api/jobs/talk/logs"))["logs"]
+    expected = [line for line in whole.splitlines() if "::gristmill-status" not in line]
+    assert done.stdout.splitlines() == expected
+    assert len(expected) > 400
+    assert cutter.cut_in_the_middle >= 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_go_of_a_job_that_goes_on(client: Client, finished: object):
+    del finished
+    client.plain_job("sleeper", "import time; print(1, flush=True); time.sleep(100)")
+    with subprocess.Popen(
+        client.command("logs", "sleeper", "-f", "--to", "local"),
+        env=client.variables,
+        cwd=client.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert any(line == "1\n" for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "gristmill logs sleeper -f" in said
+    assert json.loads(client.get("/api/jobs/sleeper"))["status"] == "RUNNING"
+    assert client.json("cancel", "sleeper", "--to", "local")["state"] == "cancelled"
+
+
+@pytest.mark.slow
+def test_a_token_that_is_wrong_or_missing_is_one_line_and_exit_code_3(client: Client, finished: object):
+    del finished
+    address = client.head.address
+    wrong = client("list", "--to", address, RAY_AUTH_TOKEN="wrong")
+    missing = Client(client.home / "empty", client.folder)("list", "--to", address, HOME=str(client.home / "empty"))
+    for done, why in ((wrong, "refuses the token"), (missing, "asks for a token")):
+        assert done.returncode == 3
+        assert why in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def token(client: Client) -> dict[str, str]:
+    return {"RAY_AUTH_TOKEN": (client.home / "ray-token").read_text()}
+
+
+class Cutter:
+    """A slow TCP proxy on loopback: all connections are cut every second, every third one in mid-answer."""
+
+    CHUNK, PAUSE_SECONDS = 1 << 16, 0.01
+    MIDDLE_BYTES = 20_000
+
+    def __init__(self, to: int) -> None:
+        self._to, self._open, self._over = to, set[socket.socket](), threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.cut_in_the_middle = 0
+
+    def __enter__(self) -> "Cutter":
+        for work in (self._accept, self._cut_all):
+            threading.Thread(target=work, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            for number in itertools.count():
+                here, _ = self._listener.accept()
+                there = socket.create_connection(("127.0.0.1", self._to))
+                self._open |= {here, there}
+                limit = self.MIDDLE_BYTES if number % 3 == 0 else None
+                threading.Thread(target=self._copy, args=(here, there, None), daemon=True).start()
+                threading.Thread(target=self._copy, args=(there, here, limit), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket, limit: int | None) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while (data := source.recv(self.CHUNK)) and (limit is None or passed < limit):
+                time.sleep(self.PAUSE_SECONDS)
+                sink.sendall(data[: None if limit is None else limit - passed])
+                passed += len(data)
+        self.cut_in_the_middle += limit is not None and passed > limit
+        for one in (source, sink):
+            self._cut(one)
+            self._open.discard(one)
+
+    def _cut_all(self) -> None:
+        while not self._over.wait(1.0):
+            for one in list(self._open):
+                self._cut(one)
+
+    def _cut(self, one: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.slow
+def test_a_head_that_is_not_there_is_one_line_and_exit_code_3_in_seconds(tmp_path: Path):
+    client = Client(tmp_path, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        began = time.monotonic()
+        silent = client("list", "--to", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        refused = client("list", "--to", "http://127.0.0.1:9")
+        bare = client("list", "--to", "http://head.invalid:8265", HOME=str(tmp_path))
+        assert time.monotonic() - began < 40
+    for done, why in ((refused, "does not answer"), (silent, "does not answer"), (bare, "RAY_AUTH_TOKEN_PATH")):
+        assert done.returncode == 3
+        assert why in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+# What is decided before a cluster is asked
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    furnish(tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def config(folder: Path, *settings: str) -> PipelineConfig:
+    return read_config(folder / "smoke.yaml", ["labels=null", *settings])
+
+
+def test_a_shipment_is_the_code_the_resolved_config_and_the_inputs_it_names(folder: Path, tmp_path: Path):
+    with packed(config(folder), folder, folder / "runs") as shipment, zipfile.ZipFile(shipment.archive) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "there")
+    assert {name for name in names if not name.startswith(("model/", "pipeline/", "jobs/"))} == {
+        "config.yaml",
+        "data/corpus.txt",
+    }
+    assert {"jobs/supervise.py", "pipeline/report.html", "model/attention/__init__.py"} <= names
+    assert not [name for name in names if "__pycache__" in name]
+    there = read_config(tmp_path / "there" / "config.yaml", [])
+    assert fingerprint(there) == fingerprint(config(folder))
+
+
+def test_equal_contents_have_equal_digests_and_a_changed_input_another(folder: Path):
+    def digest() -> str:
+        with packed(config(folder), folder, folder / "runs") as shipment:
+            return shipment.digest
+
+    first = digest()
+    assert digest() == first
+    (folder / "data" / "corpus.txt").write_text("other words")
+    assert digest() != first
+
+
+def test_a_shipment_over_the_limit_is_refused_with_sizes_and_a_remedy(folder: Path):
+    (folder / "data" / "corpus.txt").write_bytes(os.urandom(3 << 20))
+    with (
+        pytest.raises(UsageError, match=r"The largest: data/corpus.txt 3.0 MiB.*--set corpus.path=/shared"),
+        packed(config(folder), folder, folder / "runs", limit_bytes=2 << 20),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("../elsewhere.txt", "outside the current folder"),
+        ("none.txt", "no such file"),
+        ("**/*.txt", "never goes along"),
+        ("runs", "never goes along"),
+    ],
+)
+def test_an_input_that_cannot_go_along_is_refused(folder: Path, path: str, why: str):
+    for name in ("runs/log.txt", ".venv/lib/top_level.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("words")
+    with (
+        pytest.raises(UsageError, match=why),
+        packed(config(folder, f"corpus.path='{path}'"), folder, folder / "runs"),
+    ):
+        pass
+
+
+def test_an_absolute_path_is_the_clusters(folder: Path):
+    with packed(config(folder, "corpus.path=/shared/none.txt"), folder, folder / "runs") as shipment:
+        assert "data/corpus.txt" not in zipfile.ZipFile(shipment.archive).namelist()
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("tracking.uri=http://user:pw@host:5000", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("corpus.path=s3://key:secret@bucket/text", "corpus.path: a password in a config"),
+    ],
+)
+def test_a_config_with_a_password_is_refused(folder: Path, setting: str, why: str):
+    with pytest.raises(UsageError, match=why) as refused:
+        config(folder, setting)
+    assert "pw" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("order", "why"),
+    [
+        ({"env": ["HF_TOKEN=hunter2"]}, "HF_TOKEN: give a name"),
+        ({"env": ["no name"]}, "give a name"),
+        ({"key": "a key"}, "letters, digits"),
+        ({"home": "relative/path"}, "absolute path of the cluster"),
+    ],
+    ids=str,
+)
+def test_an_order_that_makes_no_sense_is_refused(order: dict[str, Any], why: str):
+    with pytest.raises(UsageError, match=why) as refused:
+        Order(to="local", **order)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_what_a_job_is_given_has_no_value_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from jobs.submissions import Submission
+
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    env = ["HF_TOKEN", "PASSWORD=file:/run/secrets/a b"]
+    job = Submission(
+        job_id="j", key="j", to="local", name="n", folder=str(tmp_path), submitted_ms=0, home="/h", env=env
+    )
+    given = json.dumps(variables(job)) + entrypoint(job)
+    assert not [value for value in CANARIES.values() if value in given]
+    assert entrypoint(job) == (
+        "exec python -m jobs.supervise --tree-signalled --home /h --env HF_TOKEN "
+        "--env 'PASSWORD=file:/run/secrets/a b' -- run config.yaml --json"
+    )
