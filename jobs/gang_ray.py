@@ -30,6 +30,7 @@ class RayGang:
     """How long a rank may be silent, or the others may wait for it, before the gang ends."""
 
     def __call__(self, function: Callable[[RankContext], None], ctx: Context) -> None:
+        from ray.exceptions import RayError
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
@@ -53,6 +54,8 @@ class RayGang:
             trainer.fit()
         except TrainingFailedError as failure:
             raise explained(ctx.kind, failure) from None
+        except RayError as failure:
+            raise WorkerLost(f"{ctx.kind}: the process that watches the ranks was lost: {_short(failure)}") from None
 
 
 def settings(timeout_seconds: float) -> dict[str, str]:
@@ -61,6 +64,7 @@ def settings(timeout_seconds: float) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(timeout_seconds),
         "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would only restart what is ours to restart
         "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
         "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     }
@@ -81,7 +85,9 @@ def as_rank(function: Callable[[RankContext], None], ctx: RankContext) -> None:
     if os.environ.get("RANK", "0") != "0":
         function(replace(ctx, store=store, work=work))
         return
-    recorder = Recorder(store.journal(ctx.kind, ctx.key))
+    store.pull_journal(ctx.kind, ctx.key)  # whoever was rank 0 before may have been on another machine
+    send = partial(store.push_journal, ctx.kind, ctx.key) if store.remote else None
+    recorder = Recorder(store.journal(ctx.kind, ctx.key), send)
     try:
         function(replace(ctx, store=store, work=work, tracker=recorder))
     finally:
@@ -91,7 +97,7 @@ def as_rank(function: Callable[[RankContext], None], ctx: RankContext) -> None:
 def explained(stage: str, failure: Any) -> GristmillError:
     """What ended a gang, the rank by name: an error of ours as it was, a bug as StageFailed, all else as a loss."""
     failures: Mapping[int, BaseException] = getattr(failure, "worker_failures", {})
-    causes = {rank: getattr(error, "_base_exc", error) for rank, error in sorted(failures.items())}
+    causes = {rank: _cause(error) for rank, error in sorted(failures.items())}
     ours = [error for error in causes.values() if isinstance(error, GristmillError)]
     if ours:
         return ours[0]
@@ -99,6 +105,11 @@ def explained(stage: str, failure: Any) -> GristmillError:
     if any(_is_bug(error) for error in causes.values()):
         return StageFailed(f"{stage}: {told}\n{failure}")
     return WorkerLost(f"{stage}: {told}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What stands in Ray Train's wrapping: the exception of our function, or what a health check found."""
+    return getattr(error, "_base_exc", None) or getattr(error, "health_check_failure", None) or error
 
 
 def _is_bug(error: BaseException) -> bool:

@@ -6,12 +6,14 @@ Ray reads its settings when it is imported, so it is imported inside the functio
 import logging
 import os
 import secrets
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,9 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's switch for "one machine only": without it Ray puts the machine's address in place of 127.0.0.1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
@@ -46,13 +51,17 @@ class RayOptions:
 @contextmanager
 def on_ray(options: RayOptions) -> Iterator[Submit]:
     """What submits jobs as tasks of a Ray, reached by the first of them: a run that reuses everything does without."""
-    os.environ |= {**SETTINGS, **({} if options.address else _token(options.home)), **os.environ}
+    own = {} if options.address else {**token_settings(options.home), **LOOPBACK_ONLY}
+    os.environ |= {**SETTINGS, **own, **os.environ}
+
+    on_term = signal.getsignal(signal.SIGTERM)
 
     def submit(job: Job) -> "Future[Built]":
         import ray
 
         if not ray.is_initialized():
             _connect(options)
+            signal.signal(signal.SIGTERM, on_term)  # Ray puts its own in place, which only dies
         own = slots(job.stage, options.cpus)
         gpus = min(1, int(ray.cluster_resources().get("GPU", 0))) if job.stage.resources.ranks else 0
         gang = _gang(options, own, gpus) if job.stage.resources.ranks else alone
@@ -99,6 +108,10 @@ def _connect(options: RayOptions) -> None:
 
 def speak_for_ourselves() -> None:
     """In a worker process: let our log through, and not what Ray Train has to say of its own workings."""
+    import ray
+
+    # or Ray's helpers look for a cluster on this machine, and may find somebody else's
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("gristmill").setLevel(logging.INFO)
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
@@ -113,9 +126,9 @@ def speak_for_ourselves() -> None:
 
 
 def _build(job: Job, cpus: int, gang: Gang) -> Built:
-    return build_one(
-        Job(job.stage, job.store.here(), job.key, job.recipe, job.keys), map_=ray_map, gang=gang, cpus=cpus
-    )
+    own_disks = job.store.remote is not None
+    here = replace(job, store=job.store.here())
+    return build_one(here, map_=partial(ray_map, here=own_disks), gang=gang, cpus=cpus)
 
 
 def _told(stage: str, running: "Future[Built]") -> "Future[Built]":
@@ -144,15 +157,20 @@ def _explained(stage: str, error: BaseException) -> BaseException:
     return error
 
 
-def ray_map(function: Callable[[T], R], items: Iterable[T], /) -> list[R]:
-    """`Map` as Ray tasks of one slot each; a stage that waits for them lends them its own."""
-    import ray
+def ray_map(function: Callable[[T], R], items: Iterable[T], /, *, here: bool = False) -> list[R]:
+    """`Map` as Ray tasks of one slot each; a stage that waits for them lends them its own.
 
-    task = ray.remote(function).options(num_cpus=1, max_retries=0)
+    `here` keeps them on this machine: they work on files of the stage, which another may not see.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    own = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(function).options(num_cpus=1, max_retries=0, scheduling_strategy=own if here else "DEFAULT")
     return ray.get([task.remote(item) for item in items])
 
 
-def _token(home: Path) -> dict[str, str]:
+def token_settings(home: Path) -> dict[str, str]:
     """A token that only this user can read: Ray listens on every interface and would write its own for all to read."""
     token = home / "ray-token"
     home.mkdir(parents=True, exist_ok=True)
