@@ -11,8 +11,8 @@ UNLIMITED = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tell glibc's malloc to keep freed blocks instead of returning them to the kernel; False where it is not glibc.
 
-    By default a block of some MiB is mapped anew each time, and the kernel clears every page of it: a quarter to a
-    third of a training step on a CPU (`python -m benchmarks.step`). torch's CUDA allocator does the same by itself.
+    By default a block of some MiB is mapped anew each time, and the kernel clears every page of it: about a
+    sixth of a training step on a CPU (`python -m benchmarks.step`). torch's CUDA allocator does the same by itself.
     """
     if not sys.platform.startswith("linux"):
         return False
