@@ -63,6 +63,7 @@ def settings(timeout_seconds: float) -> dict[str, str]:
     return {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(timeout_seconds),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # then it counts again what there is: a node may just be lost
         "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would only restart what is ours to restart
         "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",

@@ -1,12 +1,14 @@
 """Runs by name, wherever they are: on this machine, or as jobs of a cluster. What `status`, `list`, `cancel` do."""
 
 import difflib
-import re
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from jobs import record, submissions
 from jobs.follow import wait_until_ended
@@ -24,7 +26,6 @@ CANCEL = "cancel"
 JOB_STOP_SECONDS = 140.0
 """A little more than a job is given before it is killed."""
 TRAINED = ("pretrain", "finetune")
-_STEP = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,11 @@ def resumed_from(home: Path, run: str) -> int | None:
     """The step of the newest checkpoint of the training that a run was in, or None where it has none."""
     for stage in record.load(home, run).stages:
         if stage.kind in TRAINED and stage.key and stage.status not in ("built", "reused"):
-            names = [path.name for path in Store(home).work(stage.kind, stage.key).glob("step-*")]
-            steps = [int(match[1]) for name in names if (match := _STEP.fullmatch(name))]
-            return max(steps, default=None)
+            return max(Store(home, _remote(home, run)).shelf(stage.kind, stage.key).steps(), default=None)
     return None
+
+
+def _remote(home: Path, run: str) -> str | None:
+    """The shared store of a run, if it has one."""
+    resolved: dict[str, Any] = YAML(typ="safe").load(record.folder(home, run) / "resolved.yaml")
+    return resolved["cluster"]["store"] or os.environ.get("GRISTMILL_STORE")

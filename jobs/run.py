@@ -13,11 +13,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from jobs.console import RunView
+from jobs.home import home
+from jobs.journals import following
 from jobs.record import OpenRecord, ended_by, open_record
+from jobs.status import announce
 from jobs.stopping import Stopping
 from jobs.track_mlflow import Mirror, Mirrored
 from pipeline.assemble import Graph, PipelineConfig, assemble
-from pipeline.checkpoint import published
 from pipeline.config import flat, load
 from pipeline.errors import WorkerLost
 from pipeline.identity import canonical, fingerprint
@@ -28,11 +30,6 @@ from pipeline.store import Store, log
 MIRROR_SECONDS = 30.0
 """How long the end of a run waits for the tracking server before it leaves the rest to `gristmill sync`."""
 LONGEST_PAUSE_SECONDS = 60.0
-
-
-def home() -> Path:
-    """Where everything is kept: GRISTMILL_HOME, or `runs` in the current directory."""
-    return Path(os.environ.get("GRISTMILL_HOME") or "runs").absolute()
 
 
 def tracking_uri(config: PipelineConfig | None = None) -> str:
@@ -70,11 +67,12 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
         register_name=(config.register.name or config.name) if graph.export else None,
         tracking_uri=uri,
     )
-    with Mirror(store.home, opening.record.run, uri) as mirror, opening as record:
+    name = opening.record.run
+    with Mirror(store.home, name, uri) as mirror, announce(store.home, name), opening as record:
         write_resolved(record.folder / "resolved.yaml", config)
-        with Stopping(record.folder, partial(_ask_to_stop, opened, record)), view:
+        with Stopping(record.folder, partial(_ask_to_stop, opened, record)), view, following(store, record):
             built = _build_all(opened, record, view, inline=inline)
-        result = {"name": config.name, "run": record.record.run} | _result(graph, store, built)
+        result = {"name": config.name, "run": name} | _result(graph, store, built)
         record.finish("succeeded", result)
         result |= _tracked(mirror.finish(MIRROR_SECONDS), uri)
         result |= {"wall_seconds": round(time.monotonic() - start, 2)}
@@ -102,10 +100,10 @@ def _build_all(opened: Opened, record: OpenRecord, view: RunView, *, inline: boo
             time.sleep(pause)
 
 
-def _reached(store: Store, record: OpenRecord) -> list[tuple[str, str, list[str]]]:
-    """How far a run has come: its stages, and the checkpoints of those that are not finished."""
+def _reached(store: Store, record: OpenRecord) -> list[tuple[str, str, list[int]]]:
+    """How far a run has come: its stages, and the steps of the checkpoints of those that are not finished."""
     stages = record.record.stages
-    return [(s.name, s.status, [p.name for p in published(store.work(s.kind, s.key or "none"))]) for s in stages]
+    return [(s.name, s.status, store.shelf(s.kind, s.key).steps() if s.key else []) for s in stages]
 
 
 def _ask_to_stop(opened: Opened, record: OpenRecord) -> bool:
@@ -130,8 +128,17 @@ def _note(event: Started | Built, store: Store, record: OpenRecord, view: RunVie
         store.clear_stop(event.stage.kind, event.key)
         record.started(event.stage.name, event.key)
     else:
+        _bring(event, store)
         record.ended(event.stage.name, event.key, event.status, event.seconds)
     return event
+
+
+def _bring(built: Built, store: Store) -> None:
+    """What was built elsewhere is shown and used from here: its artifact and its journal."""
+    if store.remote:
+        store.pull_journal(built.stage.kind, built.key)
+    if store.remote and built.status == "built":
+        store.fetch(built.stage.kind, built.key)
 
 
 @contextmanager

@@ -1,18 +1,16 @@
 """Checkpoints: published folders `step-00000100/` of safetensors and JSON, of which the newest intact one counts.
 
 Each rank writes what it holds, so that no rank ever needs the whole: `params-00001-of-00004.safetensors` has tensors
-by parameter name, whole or cut, and `index.json` says which elements of which tensor lie in which file. Rank 0 seals
-the folder when the parts of all ranks are in; until then it does not exist.
+by parameter name, whole or cut, and `index.json` says which elements of which tensor lie in which file. Where they lie,
+and how the parts of all ranks become one, is the business of a shelf (`pipeline/shelf.py`).
 """
 
 import json
 import logging
 import math
-import os
-import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,15 @@ from torch import Tensor
 
 from pipeline.errors import DamagedArtifact, EnvironmentProblem
 from pipeline.faults import fault_point
-from pipeline.publish import SCRATCH_PREFIX, publishing, verify
+from pipeline.publish import verify
+from pipeline.shelf import Card, Parts, Shelf, Writer, named
 from pipeline.state import Piece, Shape, Shard, TrainState, whole
 
 log = logging.getLogger("gristmill")
 
-STATE, INDEX, RECEIPT = "state.json", "index.json", "receipt.json"
-PATIENCE_SECONDS = 120.0
-"""How long rank 0 waits for another rank's part."""
+STATE, INDEX = "state.json", "index.json"
 SPARE_BYTES = 2**24
 """Disk space that must be left after a checkpoint, for what else is written meanwhile."""
-_NAME = re.compile(r"step-(\d{8,})")
 _SEPARATOR = "::"
 
 Index = dict[str, list[tuple[str, int, int]]]
@@ -52,89 +48,43 @@ class Checkpoint:
     """What the training loop kept beside it: plain JSON."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Writer:
-    """Which rank writes. `attempt` is a number that the ranks share for this one checkpoint and for no other."""
+def save(where: Path | Shelf, step: int, shard: Shard, extra: Mapping[str, Any], writer: Writer | None = None) -> Path:
+    """Write this rank's part of a checkpoint; return where the whole lies, or will once it is opened here.
 
-    rank: int = 0
-    world_size: int = 1
-    attempt: int = 0
-
-
-def save(folder: Path, step: int, shard: Shard, extra: Mapping[str, Any], writer: Writer | None = None) -> Path:
-    """Write this rank's part of `folder/step-00000100`. On rank 0, return when the whole is published and on the disk.
-
-    `extra` must be plain JSON. Raises EnvironmentProblem where the disk is full or a rank's part does not come.
+    On rank 0, return when the whole is published and on the disk, or in the store. `extra` must be plain JSON. Raises
+    EnvironmentProblem where the disk is full, the store away, or a rank's part does not come.
     """
-    writer = writer or Writer()
-    target = location(folder, step)
+    shelf, writer = on(where), writer or Writer()
+
+    def describe(folder: Path, cards: Sequence[Card]) -> None:
+        index: Index = {}
+        for tensor, places in ((tensor, places) for card in cards for tensor, places in card.items()):
+            index.setdefault(tensor, []).extend(places)
+        record = {"step": step, "optimizer_step": shard.optimizer_step, "shapes": shard.shapes, "extra": dict(extra)}
+        (folder / INDEX).write_text(json.dumps(index, sort_keys=True))
+        (folder / STATE).write_text(json.dumps(record, indent=2, sort_keys=True))
+
+    parts = Parts(
+        meta={"stage": "checkpoint", "step": step, "world_size": writer.world_size},
+        write=lambda folder: _write(folder, shard, writer),
+        describe=describe,
+    )
     try:
-        _need_space(folder, shard.n_bytes)
-        if writer.rank == 0:
-            _publish(target, step, shard, extra, writer)
-        else:
-            _hand_in(_desk(target, writer, writer.rank), shard, writer)
+        _need_space(shelf.folder, shard.n_bytes)
+        name = shelf.put(step, parts, writer)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise EnvironmentProblem(
-            f"{target}: the checkpoint could not be written: {reason}. {_last(folder)} is intact; "
+            f"{shelf.folder / named(step)}: the checkpoint could not be written: {reason}. {_last(shelf)} is intact; "
             "make room or mend the disk, and give the same command again"
         ) from error
     fault_point("checkpoint.saved")
-    return target
+    return shelf.folder / name
 
 
-def _publish(target: Path, step: int, shard: Shard, extra: Mapping[str, Any], writer: Writer) -> None:
-    with publishing(target, {"stage": "checkpoint", "step": step, "world_size": writer.world_size}) as scratch:
-        index = _write(scratch, shard, writer)
-        for rank in range(1, writer.world_size):
-            for tensor, places in _collect(_desk(target, writer, rank), scratch, rank).items():
-                index.setdefault(tensor, []).extend(places)
-        record = {"step": step, "optimizer_step": shard.optimizer_step, "shapes": shard.shapes, "extra": dict(extra)}
-        (scratch / INDEX).write_text(json.dumps(index, sort_keys=True))
-        (scratch / STATE).write_text(json.dumps(record, indent=2, sort_keys=True))
-
-
-def _desk(target: Path, writer: Writer, rank: int) -> Path:
-    """Where a rank hands in its part for rank 0 to collect."""
-    return target.with_name(f"{SCRATCH_PREFIX}{target.name}-{writer.attempt}-rank-{rank}")
-
-
-def _hand_in(desk: Path, shard: Shard, writer: Writer) -> None:
-    desk.mkdir(parents=True)
-    try:
-        receipt: dict[str, Any] = {"index": _write(desk, shard, writer)}
-    except Exception as error:
-        _sign(desk, {"error": str(error)})
-        raise
-    _sign(desk, receipt)
-
-
-def _sign(desk: Path, receipt: Mapping[str, Any]) -> None:
-    """Last of all, at once: it says that the files are whole, or why they never will be."""
-    scratch = desk / f"{SCRATCH_PREFIX}{RECEIPT}"
-    scratch.write_text(json.dumps(receipt))
-    scratch.rename(desk / RECEIPT)
-
-
-def _collect(desk: Path, scratch: Path, rank: int) -> Index:
-    """Move a rank's part into the checkpoint, as soon as it is whole."""
-    limit = time.monotonic() + PATIENCE_SECONDS
-    while not (desk / RECEIPT).exists():
-        if time.monotonic() > limit:
-            raise EnvironmentProblem(
-                f"rank {rank} did not hand in its part of {scratch.parent / desk.name} within "
-                f"{PATIENCE_SECONDS:.0f} s; see its log, and give the same command again"
-            )
-        time.sleep(0.01)
-    receipt = json.loads((desk / RECEIPT).read_text())
-    if "error" in receipt:
-        raise OSError(f"rank {rank}: {receipt['error']}")
-    index: Index = receipt["index"]
-    for file in {file for places in index.values() for file, _, _ in places}:
-        (desk / file).rename(scratch / file)
-    shutil.rmtree(desk)
-    return index
+def on(where: Path | Shelf) -> Shelf:
+    """A plain folder is a shelf of this machine alone."""
+    return where if isinstance(where, Shelf) else Shelf(where)
 
 
 def _write(folder: Path, shard: Shard, writer: Writer) -> Index:
@@ -164,9 +114,10 @@ def _need_space(folder: Path, n_bytes: int) -> None:
         raise OSError(28, f"the disk is nearly full: {reason}")
 
 
-def _last(folder: Path) -> str:
-    steps = published(folder)
-    return steps[-1].name if steps else "What was there before"
+def _last(shelf: Shelf) -> str:
+    with suppress(EnvironmentProblem):
+        return (shelf.names() or ["What was there before"])[-1]
+    return "What was there before"
 
 
 def load(path: Path) -> Checkpoint:
@@ -222,62 +173,21 @@ class _Reader:
         return self._open[name]
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def newest(where: Path | Shelf) -> Checkpoint | None:
     """The newest checkpoint that is intact, or None where none was ever written.
 
     Passing over a damaged one is logged as a warning. Raises DamagedArtifact where all are damaged: nobody starts
     afresh unasked.
     """
-    found = published(folder)
-    for path in reversed(found):
+    shelf = on(where)
+    found = shelf.names()
+    for name in reversed(found):
         try:
-            return load(path)
+            return load(shelf.open(name))
         except DamagedArtifact as damage:
             log.warning("checkpoint passed over, going back to an older one: %s", damage)
     if found:
-        raise DamagedArtifact(f"{folder}: none of its {len(found)} checkpoints is intact. Delete it to start afresh.")
+        raise DamagedArtifact(
+            f"{shelf.folder}: none of its {len(found)} checkpoints is intact. Delete it to start afresh."
+        )
     return None
-
-
-def keep_last(folder: Path, k: int) -> None:
-    """Delete all but the `k` newest checkpoints. For the folder's one writer only."""
-    assert k >= 1, k
-    for path in published(folder)[:-k]:
-        aside = path.with_name(f"{SCRATCH_PREFIX}{path.name}-old")
-        path.rename(aside)  # a kill in mid-delete leaves no half of one
-        shutil.rmtree(aside)
-
-
-def sweep(folder: Path) -> None:
-    """Delete what killed writers left in a folder and those below it. Call it while nobody writes there."""
-    for orphan in list(folder.rglob(f"{SCRATCH_PREFIX}step-*")):
-        shutil.rmtree(orphan, ignore_errors=True)
-
-
-def keep_for_good(path: Path, folder: Path) -> None:
-    """Give a checkpoint a second name where `keep_last` does not come. Costs no space where links can be made."""
-    target = folder / path.name
-    if target.exists():
-        return
-    scratch = folder / f"{SCRATCH_PREFIX}{path.name}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(path, scratch, copy_function=_link_or_copy)
-    scratch.rename(target)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def published(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first, intact or not."""
-    numbered = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered)]
-
-
-def location(folder: Path, step: int) -> Path:
-    """Where the checkpoint after so many steps lies."""
-    return folder / f"step-{step:08d}"

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import checkpoint
 from pipeline.engine import Engine
 from pipeline.errors import Preempted
+from pipeline.shelf import Shelf, named, parsed
 from pipeline.state import Shard
 from pipeline.train import StepReport
 
@@ -32,7 +32,7 @@ class CheckpointPolicy:
     keep_last: int = 2
     keep_every: int = 0
     """Steps between two that are kept for good; 0 keeps none."""
-    kept: Path | None = None
+    kept: Shelf | None = None
     """Where those go."""
 
 
@@ -53,7 +53,7 @@ class Checkpoints:
     """
 
     engine: Engine
-    folder: Path
+    shelf: Shelf
     policy: CheckpointPolicy
     parts: Mapping[str, Remembers]
     stop_requested: Callable[[], bool] = lambda: False
@@ -67,20 +67,22 @@ class Checkpoints:
     _writing: "Future[None] | None" = None
 
     def __post_init__(self) -> None:
-        if self.engine.rank == 0:
-            checkpoint.sweep(self.folder)
-        self._attempt = self._share(secrets.randbits(48))
+        self.shelf.sweep()
+        (self._attempt,) = self._share(secrets.randbits(48))  # and nobody writes before all have swept
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._due = time.monotonic() + self.policy.every_seconds
 
     def resume(self) -> int:
         """Restore the newest sound checkpoint, if there is one, and return the first step that is left to do."""
-        found = checkpoint.newest(self.folder) if self.engine.rank == 0 else None
-        step = self._share(found.step if found else -1)
+        found = checkpoint.newest(self.shelf) if self.engine.rank == 0 else None
+        step, attempt = self._share(*((found and parsed(found.path.name)) or (-1, -1)))
         if step < 0:
             return 0
-        found = found or checkpoint.load(checkpoint.location(self.folder, step))
+        name = named(step, attempt)
+        found = found or checkpoint.load(self.shelf.open(name))
         self.engine.restore(found.state)
+        self.engine.agree([])  # all of a machine read one copy
+        self.shelf.let_go(name)
         for name, part in self.parts.items():
             part.restore(found.extra.pop(name))
         self.extra.update(found.extra)
@@ -100,21 +102,22 @@ class Checkpoints:
                 self.save(report.step + 1)
             if stop:
                 self._wait()
+                self.engine.agree([])  # it is safe when rank 0 has sealed it
                 raise Preempted(f"stopped on request after step {report.step + 1}; its checkpoint is safe")
 
     def save(self, next_step: int) -> None:
         """Copy what training remembers, and write it to disk behind its back."""
         start = time.monotonic()
-        self._write(next_step, self.engine.shard(), self.folder, self.policy.keep_last)
+        self._write(next_step, self.engine.shard(), self.shelf, self.policy.keep_last)
         cost = time.monotonic() - start
         self.seconds += cost
         every = self.policy.every_seconds
         wait = max(every, cost / MOST_TIME_WRITING) if every else 0
         self._due = time.monotonic() + wait
 
-    def save_weights(self, next_step: int, folder: Path | None = None) -> None:
-        """Write the weights alone, as the one checkpoint of a folder; by default as the last word of this one."""
-        self._write(next_step, self.engine.shard().weights_only(), folder or self.folder, 1)
+    def save_weights(self, next_step: int, shelf: Shelf | None = None) -> None:
+        """Write the weights alone, as the one checkpoint of a shelf; by default as the last word of this one."""
+        self._write(next_step, self.engine.shard().weights_only(), shelf or self.shelf, 1)
 
     def close(self, *, all_is_well: bool) -> None:
         """Wait until everything is on the disk, and raise what went wrong there; after an error, only let go."""
@@ -123,23 +126,23 @@ class Checkpoints:
             self.engine.agree([])  # what one rank hands in another collects
         self._thread.shutdown(wait=self.engine.world_size == 1, cancel_futures=True)
 
-    def _write(self, step: int, shard: Shard, folder: Path, keep: int) -> None:
+    def _write(self, step: int, shard: Shard, shelf: Shelf, keep: int) -> None:
         self._wait()
         extra = {**self.extra, **{name: part.state() for name, part in self.parts.items()}}
         self._attempt += 1
         writer = checkpoint.Writer(rank=self.engine.rank, world_size=self.engine.world_size, attempt=self._attempt)
         still = json.loads(json.dumps(extra))  # as it is now: training goes on while it is written
-        self._writing = self._thread.submit(self._publish, step, shard, still, folder, keep, writer)
+        self._writing = self._thread.submit(self._publish, step, shard, still, shelf, keep, writer)
 
     def _publish(
-        self, step: int, shard: Shard, extra: Mapping[str, Any], folder: Path, keep: int, writer: checkpoint.Writer
+        self, step: int, shard: Shard, extra: Mapping[str, Any], shelf: Shelf, keep: int, writer: checkpoint.Writer
     ) -> None:
-        path = checkpoint.save(folder, step, shard, extra, writer)
+        path = checkpoint.save(shelf, step, shard, extra, writer)
         if writer.rank:
             return
         if self.policy.kept and self._is_for_good(step):
-            checkpoint.keep_for_good(path, self.policy.kept)
-        checkpoint.keep_last(folder, keep)
+            shelf.keep_for_good(path.name, self.policy.kept)
+        shelf.keep_last(keep)
 
     def _wait(self) -> None:
         if self._writing:
@@ -160,6 +163,6 @@ class Checkpoints:
         self._asked = now
         return self.stop_requested()
 
-    def _share(self, value: int) -> int:
-        """The value of rank 0."""
-        return int(self.engine.agree([value if self.engine.rank == 0 else float("-inf")])[0])
+    def _share(self, *values: int) -> list[int]:
+        """The values of rank 0."""
+        return [int(v) for v in self.engine.agree([v if self.engine.rank == 0 else float("-inf") for v in values])]

@@ -43,8 +43,13 @@ def publishing(target: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
     with replacing(target) as scratch:
         yield scratch
         files = digests(scratch)
-        record = {"schema": SCHEMA, **meta, "digest": combined(files), "files": files}
-        seal(scratch, files, json.dumps(record, indent=2, sort_keys=True).encode())
+        seal(scratch, files, manifest_bytes(meta, files))
+
+
+def manifest_bytes(meta: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The `manifest.json` of a folder with these files."""
+    record = {"schema": SCHEMA, **meta, "digest": combined(files), "files": files}
+    return json.dumps(record, indent=2, sort_keys=True).encode()
 
 
 @contextmanager
@@ -110,7 +115,12 @@ def file_digest(path: Path) -> str:
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """`{relative path: {"blake3", "bytes"}}` of every file in a folder but its manifest."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() != MANIFEST)
-    return {p.relative_to(folder).as_posix(): {"blake3": file_digest(p), "bytes": p.stat().st_size} for p in paths}
+    return {p.relative_to(folder).as_posix(): entry(p) for p in paths}
+
+
+def entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"blake3": file_digest(path), "bytes": path.stat().st_size}
 
 
 def combined(files: Mapping[str, Mapping[str, Any]]) -> str:

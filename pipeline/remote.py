@@ -9,6 +9,7 @@ credentials, no bucket, no answer. A store that has answered before is waited fo
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ def push(folder: Path, url: str) -> bool:
         return False
     if there is not None:
         delete_file(f"{url}/{MANIFEST}")
-    _side_by_side(lambda name: put_file(folder / name, f"{url}/{name}"), own.files)
+    put_files(folder, own.files, url)
     fault_point("remote.push")
     put_file(folder / MANIFEST, f"{url}/{MANIFEST}")
     return True
@@ -62,7 +63,7 @@ def pull(url: str, folder: Path) -> Manifest:
 
 
 def _manifest_bytes(url: str) -> bytes:
-    data = _read(f"{url}/{MANIFEST}")
+    data = read(f"{url}/{MANIFEST}")
     if data is None or publish.parse_manifest(data) is None:
         raise DamagedArtifact(f"{url}: no valid {MANIFEST}, so there is no artifact here. Run again: it is built anew.")
     return data
@@ -107,7 +108,7 @@ def _link(source: Path, target: Path) -> None:
 
 def manifest(url: str) -> Manifest | None:
     """The manifest of a published folder: one small request. None where there is no complete artifact."""
-    data = _read(f"{url}/{MANIFEST}")
+    data = read(f"{url}/{MANIFEST}")
     return None if data is None else publish.parse_manifest(data)
 
 
@@ -141,8 +142,43 @@ def delete(url: str) -> None:
     where = place(url)
     assert "/" in where.path.strip("/"), f"{url}: a whole bucket is not ours to delete"
     delete_file(f"{url}/{MANIFEST}")
+    fault_point("remote.delete")
     with suppress(FileNotFoundError):
         ask(where, lambda: where.fs.rm(where.path, recursive=True))
+
+
+def copy(url: str, target: str) -> None:
+    """Give a published folder a second place in the same store, if it is not there; no byte of it comes through here.
+
+    Raises DamagedArtifact where there is none at `url`.
+    """
+    found = publish.parse_manifest(_manifest_bytes(url))
+    assert found is not None
+    if manifest(target) is not None:
+        return
+    _side_by_side(lambda name: _copy_file(f"{url}/{name}", f"{target}/{name}"), found.files)
+    _copy_file(f"{url}/{MANIFEST}", f"{target}/{MANIFEST}")
+
+
+def _copy_file(url: str, target: str) -> None:
+    source, where = place(url), place(target)
+    try:
+        ask(where, lambda: where.fs.cp_file(source.path, where.path))
+    except FileNotFoundError as error:
+        raise DamagedArtifact(f"{url}: no such file. Delete its folder and run again.") from error
+
+
+def put(data: bytes, url: str) -> None:
+    """Upload a small file: a reader sees the old one or the new one, whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data"
+        path.write_bytes(data)
+        put_file(path, url)
+
+
+def put_files(folder: Path, names: Iterable[str], url: str) -> None:
+    """Upload the named files of a folder, some at once. In what order they appear is not said."""
+    _side_by_side(lambda name: put_file(folder / name, f"{url}/{name}"), names)
 
 
 def put_file(path: Path, url: str) -> None:
@@ -184,7 +220,8 @@ def get_file(url: str, path: Path) -> bool:
     return True
 
 
-def _read(url: str) -> bytes | None:
+def read(url: str) -> bytes | None:
+    """A small file in one request. None where the store has none."""
     where = place(url)
     try:
         return ask(where, lambda: where.fs.cat_file(where.path, **where.reading))

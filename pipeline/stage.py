@@ -85,7 +85,10 @@ class Context(RankContext):
 
     def on_ranks(self, function: Callable[[RankContext], None]) -> None:
         """Run a function of the stage on as many ranks as the launcher has; a plain call where that is one."""
-        self.gang(function, self)
+        try:
+            self.gang(function, self)
+        finally:  # they may have kept the journal on another machine
+            self.store.pull_journal(self.kind, self.key)
 
     def dataset(self, stage: "Stage[Any]", split: str) -> dict[str, str]:
         """An input as experiment trackers list datasets: `{"name", "source", "digest", "context"}`, for `notes`."""

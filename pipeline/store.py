@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline import publish, remote
 from pipeline.errors import DamagedArtifact, EnvironmentProblem
 from pipeline.filesystems import checked
 from pipeline.publish import MANIFEST, Manifest
+from pipeline.shelf import SharedShelf, Shelf
 from pipeline.tracking import progress_path, read_progress
 
 log = logging.getLogger("gristmill")
@@ -150,38 +152,22 @@ class Store:
 
     # What an unfinished stage goes on from
 
-    def push_work(self, kind: str, key: str, name: str) -> None:
-        """Upload a published folder `name` of the work folder, after the journal: the points up to it are there too."""
-        if self.remote is not None:
-            self.push_journal(kind, key)
-            remote.push(self.work(kind, key) / name, self.url(self.work(kind, key) / name))
+    def shelf(self, kind: str, key: str, below: str = "") -> Shelf:
+        """Where the checkpoints of a stage lie: its work folder, or a folder below it.
 
-    def pull_work(self, kind: str, key: str, name: str) -> Path:
-        """A published folder of the work folder, fetched from the remote if it is not here whole.
-
-        Raises DamagedArtifact where neither has it whole. Without a remote it is not read: its reader checks it.
+        With a remote they lie there, and none of them counts before the points of the journal up to it are there too.
         """
-        folder = self.work(kind, key) / name
-        if self.remote is not None and not _is_whole(folder):
-            self._pull(folder, kind, key)
-        return folder
+        return self._shelf(kind, key, self.work(kind, key) / below)
 
-    def work_names(self, kind: str, key: str) -> list[str]:
-        """The published folders of the work folder, here or in the remote, sorted by name."""
-        folder = self.work(kind, key)
-        here = {path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith(".")}
+    def kept(self, kind: str, key: str) -> Shelf:
+        """Where a stage's checkpoints are kept for good."""
+        return self._shelf(kind, key, self.home / "kept" / kind / key)
+
+    def _shelf(self, kind: str, key: str, folder: Path) -> Shelf:
         if self.remote is None:
-            return sorted(here)
-        there = [name for name in remote.names(self.url(folder)) if name not in here]
-        return sorted(here | {name for name in there if remote.manifest(self.url(folder / name)) is not None})
-
-    def drop_work(self, kind: str, key: str, name: str) -> None:
-        """Delete a folder of the work folder, here and in the remote. A kill in mid-delete leaves no half of one."""
-        folder = self.work(kind, key) / name
-        if folder.exists():
-            aside = folder.with_name(f"{publish.SCRATCH_PREFIX}{name}-old")
-            shutil.rmtree(folder.rename(aside))
-        self._drop(folder)
+            return Shelf(folder)
+        pull, push = partial(self._pull, kind=kind, key=key), partial(self.push_journal, kind, key)
+        return SharedShelf(folder, self.url(folder), pull, push)
 
     # A request to stop, for whoever runs the stage
 
@@ -236,7 +222,7 @@ class Store:
         path = self.journal(kind, key)
         with _fetched(self.url(path), path) as journal:
             if journal is not None and _lines(journal) > _lines(path):
-                journal.replace(path)
+                _take_over(journal, path)
         progress = progress_path(path)
         with _fetched(self.url(progress), progress) as newer:
             if newer is None:
@@ -267,14 +253,6 @@ def _held(path: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        publish.verify(folder)
-    except DamagedArtifact:
-        return False
-    return True
-
-
 @contextmanager
 def _fetched(url: str, path: Path) -> Iterator[Path | None]:
     """A file of the remote under a passing name beside `path`, or None where there is none."""
@@ -283,6 +261,16 @@ def _fetched(url: str, path: Path) -> Iterator[Path | None]:
         yield aside if remote.get_file(url, aside) else None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _take_over(newer: Path, path: Path) -> None:
+    """Make `path` what `newer` is: by appending where that will do, since somebody may have it open to write to."""
+    new, old = newer.read_bytes(), path.read_bytes() if path.exists() else None
+    if old is None or not new.startswith(old):
+        newer.replace(path)
+        return
+    with path.open("ab") as file:
+        file.write(new[len(old) : new.rfind(b"\n") + 1])
 
 
 def _lines(journal: Path) -> int:

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import checkpoint
+from pipeline import checkpoint, shelf
 from pipeline.errors import DamagedArtifact, EnvironmentProblem
+from pipeline.shelf import Shelf, Writer
 from pipeline.state import Piece, Shard, TrainState, join, piece
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,22 @@ def state(value: float) -> TrainState:
 def save(folder: Path, *steps: int) -> None:
     for step in steps:
         checkpoint.save(folder, step, shard(step), EXTRA)
+
+
+def halves(value: float) -> list[Shard]:
+    """What `shard(value)` is, cut in two."""
+    all_ = shard(value)
+    one = Shard({"a.weight": all_.params["a.weight"]}, {}, all_.optimizer_step, SHAPES)
+    return [one, Shard({"a.bias": all_.params["a.bias"]}, all_.optimizer, all_.optimizer_step, SHAPES)]
+
+
+def save_halves(shelves: Sequence[Shelf], step: int, attempt: int = 7) -> str:
+    """Save a checkpoint as two ranks do, each from a machine of its own."""
+    path = Path()
+    for rank in (1, 0):
+        writer = Writer(rank=rank, world_size=2, attempt=attempt)
+        path = checkpoint.save(shelves[rank], step, halves(step)[rank], EXTRA, writer)
+    return path.name
 
 
 def assert_holds(found: checkpoint.Checkpoint | None, step: int) -> None:
@@ -108,10 +126,10 @@ def test_the_last_k_are_kept_and_leftovers_swept(tmp_path: Path) -> None:
     save(tmp_path, 1, 2, 10, 30)
     (tmp_path / ".tmp-step-00000031-abc").mkdir()
     (tmp_path / "journal").mkdir()
-    checkpoint.sweep(tmp_path)
-    checkpoint.keep_last(tmp_path, 2)
+    Shelf(tmp_path).sweep()
+    Shelf(tmp_path).keep_last(2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["journal", "step-00000010", "step-00000030"]
-    checkpoint.keep_last(tmp_path, 2)
+    Shelf(tmp_path).keep_last(2)
     assert_holds(checkpoint.newest(tmp_path), 30)
 
 
@@ -144,9 +162,9 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(fault: str, survivor: int
     )
     assert killed.returncode == -9
     assert_holds(checkpoint.newest(tmp_path), survivor)
-    checkpoint.sweep(tmp_path)
+    Shelf(tmp_path).sweep()
     save(tmp_path, 3)
-    checkpoint.keep_last(tmp_path, 1)
+    Shelf(tmp_path).keep_last(1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
 
 
@@ -176,7 +194,7 @@ def test_any_cut_into_ranks_makes_the_same_whole(world_size: int, data: st.DataO
 
 
 def test_without_every_part_there_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(shelf, "PATIENCE_SECONDS", 0.1)
     with pytest.raises(EnvironmentProblem, match="rank 1 did not hand in its part"):
         checkpoint.save(tmp_path, 1, shard(1), {}, checkpoint.Writer(world_size=2))
     assert checkpoint.newest(tmp_path) is None
@@ -210,7 +228,7 @@ def test_a_disk_that_fills_up_in_mid_write_leaves_the_last_one(tmp_path: Path) -
 
 def test_a_checkpoint_kept_for_good_outlives_the_others(tmp_path: Path) -> None:
     save(tmp_path / "work", 1)
-    checkpoint.keep_for_good(tmp_path / "work" / "step-00000001", tmp_path / "kept")
+    Shelf(tmp_path / "work").keep_for_good("step-00000001", Shelf(tmp_path / "kept"))
     save(tmp_path / "work", 2, 3)
-    checkpoint.keep_last(tmp_path / "work", 1)
+    Shelf(tmp_path / "work").keep_last(1)
     assert_holds(checkpoint.newest(tmp_path / "kept"), 1)
