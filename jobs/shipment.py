@@ -22,6 +22,8 @@ PACKAGES = ("model", "pipeline", "jobs")
 NOT_CODE = {"__pycache__"}
 NEVER = {".git", ".venv", "venv", "__pycache__", "node_modules"}
 CONFIG = "config.yaml"
+FILE_KEYS = ("path", "deepspeed_config")
+"""Keys of a config, whatever section they are in, that name files."""
 
 LIMIT_BYTES = 100 << 20
 """The largest upload that Ray's dashboard accepts."""
@@ -100,7 +102,7 @@ def inputs(config: PipelineConfig, folder: Path, kept: Path) -> dict[str, Path]:
     """The files that the config names by relative paths. Absolute ones are the cluster's, which must have them."""
     found = {}
     for key, value in flat(asdict(config)):
-        if key.rpartition(".")[2] == "path" and isinstance(value, str) and _is_relative(value):
+        if key.rpartition(".")[2] in FILE_KEYS and isinstance(value, str) and _is_relative(value):
             found |= _inputs_of(key, value, folder, kept)
     return found
 

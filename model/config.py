@@ -42,6 +42,8 @@ class ModelConfig:
     """Whether a token sees only itself and what precedes it."""
     attention: str = field(default="auto", metadata={"identity": False})
     """Kernel: a module name in model/attention. It is how attention runs, so changing it rebuilds nothing."""
+    activation_checkpointing: bool = field(default=False, metadata={"identity": False})
+    """Whether training keeps only the input of each block and computes the rest again; the numbers are the same."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():

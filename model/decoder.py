@@ -1,8 +1,12 @@
 """A pre-norm transformer without a head: tokens in, hidden states out; with causal=False it reads both ways."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model import attention, documents, rope
 from model.config import ModelConfig
@@ -85,12 +89,17 @@ class Decoder(nn.Module):
         A token sees only its own document, whose positions count from 0; without `document_ids` a row is one document.
         Without `dropout_keys` there is no dropout: the model has no train or eval mode. With a `cache`, `tokens`
         follow those it holds. Raises ValueError for a cache that is full, or with causal=False.
+
+        With cfg.activation_checkpointing (arXiv:1604.06174), where gradients are wanted and there is no cache, autograd
+        keeps the input of each block alone and runs the block again in the backward pass: same values, same gradients.
         """
         pattern = self._pattern(tokens, document_ids, cache)
         rotation = rope.rotation(_query_positions(pattern), self.cfg.head_dim, self.cfg.rope_theta)
         x = drop(self.embed(tokens), self.cfg.dropout, dropout_keys, site=0)
+        recomputed = self.cfg.activation_checkpointing and cache is None and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, rotation, pattern, dropout_keys, cache)
+            run = partial(_run_again_in_backward, block) if recomputed else block
+            x = run(x, rotation, pattern, dropout_keys, cache)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x)
@@ -111,6 +120,14 @@ class Decoder(nn.Module):
             sliding_window=self.cfg.sliding_window,
             document_ids=document_ids,
         )
+
+
+def _run_again_in_backward(block: nn.Module, *inputs: Any) -> Hidden:
+    """The block's output, of which autograd keeps the inputs alone.
+
+    No generator's state is kept either: dropout is a function of its keys, so it falls the same way the second time.
+    """
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def _query_positions(pattern: Pattern) -> Int64[Tensor, "#batch n_queries"]:

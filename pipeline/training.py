@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +11,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
+from pipeline import deepspeed_config
 from pipeline.batches import Sampling
 from pipeline.checkpointing import CheckpointPolicy, Checkpoints
 from pipeline.engine import Engine, EngineSettings, Objective, create, pick_device
@@ -60,6 +61,12 @@ class TrainingConfig:
     """plain: torch alone, one process. deepspeed: ZeRO. auto: plain where it will do."""
     zero_stage: Annotated[int, Ge(0), Le(3)] = knob(0)
     """ZeRO stage of the deepspeed engine: 1 shares out optimizer state, 2 gradients too, 3 weights too."""
+    offload: Literal["none", "optimizer", "all"] = knob("none")
+    """What a GPU leaves to CPU memory: optimizer, its state (from ZeRO stage 1 on); all, weights too (stage 3)."""
+    deepspeed_config: str | None = knob(None)
+    """Path of a DeepSpeed JSON for what no key here decides, such as bucket sizes. "auto" in it is our value."""
+    activation_checkpointing: bool = knob(False)
+    """Compute each block again in the backward pass instead of keeping what it computed: less memory, more time."""
     checkpoint_seconds: Annotated[float, Ge(0)] = knob(60.0)
     """Time between two checkpoints; 0 is after every step. Longer where writing would take more than 3.5 % of it."""
     keep_last: Annotated[int, Ge(1)] = knob(2)
@@ -74,6 +81,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.zero_stage and self.engine == "plain":
             raise ValueError(f"zero_stage={self.zero_stage} needs engine deepspeed or auto, not plain")
+        if self.deepspeed_config and self.engine == "plain":
+            raise ValueError(f"deepspeed_config={self.deepspeed_config} needs engine deepspeed or auto, not plain")
+        EngineSettings(zero_stage=self.zero_stage, offload=self.offload)  # what does not fit is refused here
         if self.zero_stage and self.optimizer == "muon":
             raise ValueError(
                 f"optimizer=muon needs whole matrices, but zero_stage={self.zero_stage} flattens and cuts them; "
@@ -81,8 +91,20 @@ class TrainingConfig:
             )
 
     def resolve(self) -> Self:
-        """The same settings with `auto` decided for this machine, so that the key says what was really used."""
-        return replace(self, precision=resolve(self.precision, pick_device(EngineSettings().device)))
+        """The same settings with `auto` decided for this machine, so that the key says what was really used.
+
+        Raises UsageError for a `deepspeed_config` that cannot be used, before anything is built.
+        """
+        resolved = replace(self, precision=resolve(self.precision, pick_device(EngineSettings().device)))
+        resolved._deepspeed()
+        return resolved
+
+    def _deepspeed(self) -> dict[str, Any]:
+        if self.deepspeed_config is None:
+            return {}
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        own["precision"] = resolve(self.precision, pick_device(EngineSettings().device))
+        return deepspeed_config.read(self.deepspeed_config, own)
 
     def create_engine(self, model: nn.Module, objective: Objective, n_layers: int) -> Engine:
         return create(
@@ -99,16 +121,17 @@ class TrainingConfig:
             ),
             precision=self.precision,
             grad_clip=self.grad_clip,
-            settings=EngineSettings(zero_stage=self.zero_stage),
+            settings=EngineSettings(zero_stage=self.zero_stage, offload=self.offload, deepspeed=self._deepspeed()),
             n_layers=n_layers,
         )
 
     @property
     def engine_name(self) -> str:
-        """The engine of this process: on several ranks, or with anything shared out, it is DeepSpeed."""
+        """The engine of this process: on several ranks, or where anything asks for it, it is DeepSpeed."""
         if self.engine != "auto":
             return self.engine
-        return "deepspeed" if self.zero_stage or int(os.environ.get("WORLD_SIZE", "1")) > 1 else "plain"
+        wanted = self.zero_stage or self.deepspeed_config or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return "deepspeed" if wanted else "plain"
 
     @property
     def schedule_config(self) -> ScheduleConfig:
@@ -148,12 +171,12 @@ class TrainingRun:
         )
         self.checkpoints = Checkpoints(
             engine,
-            ctx.work,
+            ctx.store.shelf(ctx.kind, ctx.key),
             CheckpointPolicy(
                 every_seconds=config.checkpoint_seconds,
                 keep_last=config.keep_last,
                 keep_every=config.keep_every,
-                kept=ctx.store.home / "kept" / ctx.kind / ctx.key,
+                kept=ctx.store.kept(ctx.kind, ctx.key),
             ),
             parts={"meter": self.meter, "guard": self._guard, "health": self._health},
             stop_requested=partial(ctx.store.stop_requested, ctx.kind, ctx.key),

@@ -6,7 +6,7 @@ arguments of `create` below. All engines compute the same numbers up to rounding
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -40,6 +40,22 @@ class EngineSettings:
     """Where to train; auto is the GPU if there is one."""
     zero_stage: Annotated[int, Ge(0), Le(3)] = knob(0)
     """ZeRO (arXiv:1910.02054): 1 shares out optimizer state, 2 gradients too, 3 weights too. DeepSpeed only."""
+    offload: Literal["none", "optimizer", "all"] = knob("none")
+    """ZeRO-Offload (arXiv:2101.06840): optimizer state in CPU memory and its update on the CPU; all: weights too."""
+    deepspeed: Mapping[str, Any] = knob(default_factory=dict)
+    """What DeepSpeed is told besides, in the form of its JSON; the fields above and the engine's own needs win."""
+
+    def __post_init__(self) -> None:
+        if self.offload != "none" and not self.zero_stage:
+            raise ValueError(
+                f"offload={self.offload} needs optimizer state that is shared out, but zero_stage=0 shares nothing; "
+                "set zero_stage to 1, 2 or 3, or offload to none"
+            )
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload=all needs weights that are shared out, but zero_stage={self.zero_stage} leaves them whole; "
+                "set zero_stage to 3, or offload to optimizer"
+            )
 
 
 class Engine(Protocol):

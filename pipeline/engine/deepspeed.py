@@ -13,10 +13,12 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, distributed, nn
 from torch.nn.functional import pad
 
 from model.batch import Batch
+from pipeline import deepspeed_config
 from pipeline import optimizer as optimizers
 from pipeline.engine import EngineSettings, Hold, Objective, not_finite, pick_device
 from pipeline.engine.plain import clip, replicated_shard, restore_whole
@@ -79,10 +81,12 @@ class Sharded:
         self._params: dict[str, Any] = dict(model.named_parameters())
         self._shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._params.items()}
         self.hold: Hold = not_finite
+        home = self._flats()[0].device
 
         def before_update(*_: object) -> None:  # DeepSpeed has the norm by then, and has clipped the gradients
             norm = torch.as_tensor(self._zero._global_grad_norm, dtype=torch.float32, device=engine.device)
-            optimizers.hold_if(self._base, self.hold(norm))
+            # where the update is offloaded the host has to wait for the verdict, as it has to for the gradients
+            optimizers.hold_if(self._base, self.hold(norm).to(home))
 
         self._base.register_step_pre_hook(before_update)
 
@@ -145,14 +149,16 @@ class Sharded:
 
     def _make_moments(self, steps: int) -> None:
         """Give the optimizer the state that it would otherwise make in its first step."""
-        if self._engine.zero_optimization_stage() == 3:
-            flats = self._zero.fp32_partitioned_groups_flat
-        else:
-            flats = self._zero.single_partition_of_fp32_groups
-        for flat in flats:
+        for flat in self._flats():
             zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
             self._base.state[flat] = {"step": torch.tensor(float(steps), device=flat.device), **zeros}
         self._link_moments()
+
+    def _flats(self) -> Sequence[Tensor]:
+        """This rank's part of the float32 weights, as the optimizer has them: on the CPU where it is offloaded."""
+        if self._engine.zero_optimization_stage() == 3:
+            return self._zero.fp32_partitioned_groups_flat
+        return self._zero.single_partition_of_fp32_groups
 
     def _link_moments(self) -> None:
         """Give each parameter its view of the flat state; DeepSpeed does so too early for all groups but the first."""
@@ -246,8 +252,7 @@ def create(
     _join_group(device)
     base = optimizers.build(model.to(device).named_parameters(), optimizer, n_layers)
     runner = Runner(model, resolve(precision, device), device)
-    config = _config(stage, grad_clip)
-    engine = library.initialize(model=runner, optimizer=base, config=config, dist_init_required=False)[0]
+    engine = _initialize(library, runner, base, _config(settings, grad_clip))
     store = Sharded(library, engine, model) if stage else Replicated(model, base, grad_clip)
     return DeepSpeed(engine, store, objective, device)
 
@@ -284,12 +289,26 @@ def _join_group(device: torch.device) -> None:
         distributed.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=TIMEOUT)
 
 
-def _config(stage: int, grad_clip: float) -> dict[str, Any]:
-    return {
+def _initialize(library: ModuleType, runner: Runner, base: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    try:
+        return library.initialize(model=runner, optimizer=base, config=config, dist_init_required=False)[0]
+    except ValidationError as error:
+        wrong = "\n".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise UsageError(f"deepspeed_config: {error.title} of DeepSpeed refuses\n{wrong}") from None
+
+
+def _config(settings: EngineSettings, grad_clip: float) -> dict[str, Any]:
+    stage = settings.zero_stage
+    zero: dict[str, Any] = {"stage": stage}
+    if settings.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if settings.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    ours = {
         "train_micro_batch_size_per_gpu": 1,  # unused, but it insists on one
-        "managed_gradient_accumulation": False,
         "gradient_clipping": grad_clip if stage else 0.0,
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "timers": {"throughput": {"enabled": False}},
+        "zero_optimization": zero,
+        **deepspeed_config.ENGINE,
     }
+    quiet = {"timers": {"throughput": {"enabled": False}}}
+    return deepspeed_config.overlay(deepspeed_config.overlay(quiet, settings.deepspeed), ours)

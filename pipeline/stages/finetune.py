@@ -74,7 +74,7 @@ class Finetune(Stage[ClassifierFiles]):
 
     def run(self, ctx: Context) -> None:
         ctx.on_ranks(self.train)
-        best = checkpoint.newest(ctx.work / BEST)
+        best = checkpoint.newest(ctx.store.shelf(ctx.kind, ctx.key, BEST))
         assert best is not None, "every epoch is examined, and the first one is the best so far"
         names, tokenizer = ctx.open(self.labels).names, ctx.open(self.tokenizer).file
         model = replace(self.model, dropout=self.config.dropout)
@@ -117,7 +117,10 @@ class Finetune(Stage[ClassifierFiles]):
 
     def _classifier(self, ctx: RankContext, n_labels: int) -> Classifier:
         """The base model, or random weights in its place, with a classification head and fine-tuning's own dropout."""
-        language_model = LanguageModel(replace(self.model, dropout=self.config.dropout))
+        cfg = self.config
+        language_model = LanguageModel(
+            replace(self.model, dropout=cfg.dropout, activation_checkpointing=cfg.activation_checkpointing)
+        )
         if self.base is None:
             initialize(language_model, self.seed)
         else:
@@ -149,7 +152,7 @@ class Finetune(Stage[ClassifierFiles]):
         score = history[-1]
         ctx.tracker.metrics({f"val/{name}": score[name] for name in ("macro_f1", "accuracy")}, step=step - 1)
         if _best_epoch(history) == score["epoch"]:
-            training.checkpoints.save_weights(step, ctx.work / BEST)
+            training.checkpoints.save_weights(step, ctx.store.shelf(ctx.kind, ctx.key, BEST))
         training.checkpoints.save(step)
 
 

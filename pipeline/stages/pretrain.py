@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,7 +83,7 @@ class Pretrain(Stage[LanguageModelFiles]):
 
     def run(self, ctx: Context) -> None:
         ctx.on_ranks(self.train)
-        trained = checkpoint.newest(ctx.work)
+        trained = checkpoint.newest(ctx.store.shelf(ctx.kind, ctx.key))
         assert trained is not None, "training ends with a checkpoint"
         write_language_model(ctx.out, trained.state.params, self.model, ctx.open(self.tokenizer).file)
         self._describe(ctx, trained.extra["summary"])
@@ -94,7 +94,7 @@ class Pretrain(Stage[LanguageModelFiles]):
         cfg, shards = self.config, ctx.open(self.shards)
         sampling = self._sampling(shards)
         total = cfg.total_steps(sampling.rows_per_step, self.model.seq_len)
-        model = LanguageModel(self.model)
+        model = LanguageModel(replace(self.model, activation_checkpointing=cfg.activation_checkpointing))
         initialize(model, self.seed)
         with TrainingRun(
             ctx,

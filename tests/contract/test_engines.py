@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -27,13 +29,29 @@ from pipeline.state import TrainState, join
 # An embedding of more than 1e5 elements: ZeRO-3 leaves smaller parameters whole.
 MODEL = ModelConfig(vocab_size=1024, d_model=128, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=96, seq_len=16)
 ROWS, TARGETS = 4, 64
-VARIANTS = [
-    pytest.param((name, stage), id=f"{name}-{stage}", marks=[pytest.mark.slow] if name != "plain" else [])
+
+
+class Variant(NamedTuple):
+    name: str
+    stage: int = 0
+    offload: str = "none"
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self[: 2 + (self.offload != "none")]))
+
+
+OFFLOADS = {0: ("none",), 1: ("none", "optimizer"), 2: ("none", "optimizer"), 3: ("none", "optimizer", "all")}
+"""What each ZeRO stage can offload. On a CPU nothing moves, but all of DeepSpeed's paths for it are run."""
+ALL = [
+    Variant(name, stage, offload)
     for name in engine.names()
     for stage in variants.load("pipeline.engine", name).ZERO_STAGES
+    for offload in OFFLOADS[stage]
 ]
-Variant = tuple[str, int]
-PLAIN: Variant = ("plain", 0)
+VARIANTS = [pytest.param(v, id=str(v), marks=[pytest.mark.slow] if v.name != "plain" else []) for v in ALL]
+WHOLE = [param for param, v in zip(VARIANTS, ALL, strict=True) if v.stage == 0]
+CUT = [param for param, v in zip(VARIANTS, ALL, strict=True) if v.stage > 0]
+PLAIN = Variant("plain")
 
 
 @pytest.fixture(autouse=True)
@@ -53,19 +71,24 @@ def engine_of(
     grad_clip: float = 1.0,
     optimizer: OptimizerConfig | None = None,
     model: ModelConfig = MODEL,
+    deepspeed: Mapping[str, Any] | None = None,
 ) -> Iterator[Engine]:
-    name, stage = variant
     body = LanguageModel(model)
     initialize(body, seed)
     try:
         made = engine.create(
-            name,
+            variant.name,
             body,
             next_token.loss,
             optimizer=optimizer or OptimizerConfig(lr=1e-3),
             precision=precision,
             grad_clip=grad_clip,
-            settings=EngineSettings(device="cpu", zero_stage=stage),
+            settings=EngineSettings(
+                device="cpu",
+                zero_stage=variant.stage,
+                offload=variant.offload,  # pyright: ignore[reportArgumentType]
+                deepspeed=deepspeed or {},
+            ),
             n_layers=model.n_layers,
         )
     except EnvironmentProblem as missing:
@@ -81,7 +104,7 @@ def state_of(e: Engine) -> TrainState:
 def batch(rows: slice = slice(None)) -> Batch:
     tokens = torch.randint(0, MODEL.vocab_size, (ROWS, MODEL.seq_len + 1), generator=torch.Generator().manual_seed(0))
     ids = torch.zeros(ROWS, MODEL.seq_len, dtype=torch.int32)
-    return Batch(tokens[rows, :-1], tokens[rows, 1:], ids[rows])
+    return Batch(tokens[rows, :-1], tokens[rows, 1:], ids[rows], torch.arange(ROWS)[rows])
 
 
 def train(e: Engine, steps: int, parts: int = 1) -> Tensor:
@@ -234,7 +257,40 @@ def test_the_state_of_another_model_is_refused(variant: Variant) -> None:
         train(e, 1)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.values[0][1] == 0])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recomputing_activations_changes_no_bit(variant: Variant, precision: str) -> None:
+    kept = replace(MODEL, dropout=0.1)
+    recomputed = replace(kept, activation_checkpointing=True)
+    with (
+        engine_of(variant, model=kept, precision=precision) as first,
+        engine_of(variant, model=recomputed, precision=precision) as second,
+    ):
+        assert torch.equal(train(first, 4, parts=2), train(second, 4, parts=2))
+        assert_equal(state_of(first), state_of(second))
+
+
+@pytest.mark.parametrize("variant", CUT)
+def test_buckets_and_thresholds_of_the_user_s_own_change_nothing(variant: Variant) -> None:
+    sizes = {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000, "sub_group_size": 10_000}
+    sizes |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0, "overlap_comm": False}
+    given = {"zero_optimization": sizes}
+    with engine_of(variant) as first, engine_of(variant, seed=1, deepspeed=given) as second:
+        train(second, 1)
+        train(first, 3)
+        second.restore(state_of(first))
+        assert_equal(state_of(first), state_of(second))
+        torch.testing.assert_close(train(first, 3), train(second, 3), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_what_deepspeed_cannot_take_is_refused_by_name() -> None:
+    refused = pytest.raises(UsageError, match=r"deepspeed_config: .*\n.*reduce_bucket_size=-1: .*greater than 0")
+    with refused, engine_of(Variant("deepspeed", 1), deepspeed={"zero_optimization": {"reduce_bucket_size": -1}}):
+        pass
+
+
+@pytest.mark.parametrize("variant", WHOLE)
 def test_muon_trains_and_resumes_wherever_matrices_are_whole(variant: Variant) -> None:
     muon = OptimizerConfig(name="muon", lr=3e-3)
     with engine_of(variant, optimizer=muon) as first, engine_of(variant, optimizer=muon, seed=1) as second:
@@ -248,7 +304,7 @@ def test_muon_trains_and_resumes_wherever_matrices_are_whole(variant: Variant) -
         torch.testing.assert_close(before.params, state_of(first).params, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.values[0][1] > 0])
+@pytest.mark.parametrize("variant", CUT)
 def test_muon_on_cut_matrices_is_refused(variant: Variant) -> None:
     with (
         pytest.raises(UsageError, match=r"optimizer=muon.*zero_stage=\d"),
@@ -258,10 +314,21 @@ def test_muon_on_cut_matrices_is_refused(variant: Variant) -> None:
 
 
 def test_what_does_not_exist_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"choose one of .*plain"), engine_of(("steam", 0)):
+    with pytest.raises(ValueError, match=r"choose one of .*plain"), engine_of(Variant("steam")):
         pass
-    with pytest.raises(UsageError, match="zero_stage=2 must be one of 0 with engine=plain"), engine_of(("plain", 2)):
+    with (
+        pytest.raises(UsageError, match="zero_stage=2 must be one of 0 with engine=plain"),
+        engine_of(Variant("plain", 2)),
+    ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "remedy"), [(0, "optimizer", "zero_stage to 1, 2 or 3"), (2, "all", "zero_stage to 3")]
+)
+def test_what_a_stage_cannot_offload_is_refused(stage: int, offload: Any, remedy: str) -> None:
+    with pytest.raises(ValueError, match=rf"offload={offload} .*zero_stage={stage} .*{remedy}"):
+        EngineSettings(zero_stage=stage, offload=offload)
 
 
 def test_without_its_package_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,22 +347,24 @@ def test_without_its_package_deepspeed_says_what_to_install(monkeypatch: pytest.
 
 
 def _rank(folder: Path) -> None:
-    """One of two ranks: at each stage, three steps on half the rows, and a checkpoint."""
+    """One of two ranks: of each variant three steps on half the rows, and a checkpoint."""
     torch.set_num_threads(1)
-    for stage in variants.load("pipeline.engine", "deepspeed").ZERO_STAGES:
-        with engine_of(("deepspeed", stage), model=ODD) as e:
-            if stage > 0:
-                e.restore(checkpoint.load(folder / "0" / "step-00000003").state)
+    for variant in SHARED:
+        model = replace(ODD, activation_checkpointing=variant.offload != "none")
+        with engine_of(variant, model=model) as e:
+            if variant.stage > 0:
+                e.restore(checkpoint.load(folder / str(SHARED[0]) / "step-00000003").state)
             for _ in range(3):
                 e.accumulate(batch(slice(e.rank, None, e.world_size)), TARGETS)
                 e.step(1.0)
             part = e.shard()
             writer = checkpoint.Writer(rank=e.rank, world_size=e.world_size)
-            checkpoint.save(folder / str(stage), part.optimizer_step, part, {}, writer)
+            checkpoint.save(folder / str(variant), part.optimizer_step, part, {}, writer)
             assert e.agree([e.rank, -e.rank]) == [e.world_size - 1, 0]
             assert e.sum(torch.tensor(float(e.rank + 1))) == 3
 
 
+SHARED = [v for v in ALL if v.name == "deepspeed"]
 # Sizes that two ranks do not divide.
 ODD = ModelConfig(vocab_size=1025, d_model=102, n_layers=1, n_heads=3, n_kv_heads=1, d_ff=95, seq_len=16)
 
@@ -321,8 +390,8 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
         first = state_of(alone)
         train(alone, 3)
         expected = state_of(alone)
-    for path, whole in [(tmp_path / "0" / "step-00000003", first)] + [
-        (tmp_path / str(stage) / "step-00000006", expected) for stage in (1, 2, 3)
+    for path, whole in [(tmp_path / str(SHARED[0]) / "step-00000003", first)] + [
+        (tmp_path / str(variant) / "step-00000006", expected) for variant in SHARED[1:]
     ]:
         state = checkpoint.load(path).state
         torch.testing.assert_close(dict(state.params), dict(whole.params), rtol=1e-4, atol=1e-6)

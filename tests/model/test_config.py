@@ -32,8 +32,9 @@ def test_a_window_may_be_absent():
     assert config(sliding_window=None).sliding_window is None
 
 
-def test_the_kernel_alone_is_not_identity():
-    assert [f.name for f in fields(ModelConfig) if not f.metadata.get("identity", True)] == ["attention"]
+def test_how_a_model_computes_is_not_identity():
+    knobs = [f.name for f in fields(ModelConfig) if not f.metadata.get("identity", True)]
+    assert knobs == ["attention", "activation_checkpointing"]
 
 
 def test_a_config_is_made_without_importing_torch():

@@ -1,9 +1,15 @@
+from typing import Any
+
 import pytest
 import torch
 
 from model import decoder as decoder_module
 from model import rope
+from model.batch import Batch
+from model.heads import LanguageModel
+from model.kv_cache import KVCache
 from model.masks import Pattern
+from model.objectives import next_token
 from tests.model.toys import ids, language_model, tokens
 
 SHAPES = [{}, {"sliding_window": 3}, {"causal": False}, {"n_kv_heads": 1}]
@@ -70,3 +76,63 @@ def test_bfloat16_autocast_stays_near_float32(name: str):
 
 def test_the_whole_model_runs_in_float64():
     assert language_model().double()(tokens(1, 4), ids([0, 0, 1, 1])).dtype == torch.float64
+
+
+def loss_and_gradients(model: LanguageModel, precision: str) -> list[torch.Tensor]:
+    row, where = tokens(2, 12), ids([0] * 5 + [1] * 7, [0] * 10 + [-1] * 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = next_token.loss(model, Batch(row, row.roll(-1, 1), where, torch.tensor([3, 4]))).sum
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("changes", SHAPES)
+@pytest.mark.parametrize("attention", ["reference", "auto"])
+def test_recomputing_activations_changes_no_bit(changes: dict, precision: str, attention: str):
+    shape = {"dropout": 0.2, "attention": attention, **changes}
+    kept = loss_and_gradients(language_model(**shape), precision)
+    recomputed = loss_and_gradients(language_model(**shape, activation_checkpointing=True), precision)
+    assert len(kept) > 10
+    assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
+
+
+def test_recomputing_keeps_one_hidden_state_a_block():
+    def kept_bytes(n_layers: int, **changes: Any) -> int:
+        kept: dict[int, int] = {}
+
+        def note(x: torch.Tensor) -> torch.Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        model = language_model(n_layers=n_layers, **changes)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            hidden = model.body(tokens(2, 16))
+        del hidden
+        return sum(size for where, size in kept.items() if where not in weights)
+
+    hidden_bytes = 2 * 16 * 32 * 4
+    per_block = kept_bytes(3) - kept_bytes(2)
+    per_block_recomputed = kept_bytes(3, activation_checkpointing=True) - kept_bytes(2, activation_checkpointing=True)
+    assert per_block > 8 * hidden_bytes
+    assert per_block_recomputed == hidden_bytes
+
+
+@pytest.mark.parametrize("changes", [{"activation_checkpointing": False}, {"activation_checkpointing": True}])
+def test_blocks_run_again_for_gradients_only_and_never_with_a_cache(changes: dict):
+    model, runs = language_model(**changes), [0]
+    for block in model.body.blocks:
+        block.register_forward_pre_hook(lambda *_: runs.append(runs.pop() + 1))
+
+    def runs_of(*, wanted: bool = True, cache: KVCache | None = None) -> int:
+        runs[0] = 0
+        with torch.set_grad_enabled(wanted):
+            logits = model(tokens(1, 4), cache=cache)
+        if wanted and cache is None:
+            logits.sum().backward()
+        return runs[0]
+
+    assert runs_of() == (4 if changes["activation_checkpointing"] else 2)
+    assert runs_of(wanted=False) == 2
+    assert runs_of(cache=KVCache(2, 4)) == 2

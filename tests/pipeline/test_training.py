@@ -1,21 +1,24 @@
 """Training through the real stages, on the smoke data: what a restart, a micro batch or a knob may not change."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from model.config import ModelConfig
+from model.decoder import Block
 from model.heads import LanguageModel
 from model.init import initialize
 from model.objectives import next_token
+from pipeline import ledger
 from pipeline.batches import LanguageSampling
 from pipeline.checkpointing import Checkpoints
-from pipeline.errors import UsageError
+from pipeline.errors import Preempted, UsageError
 from pipeline.guard import Guard
 from pipeline.meter import Meter
 from pipeline.runner import Built, build, submit_here
@@ -99,6 +102,47 @@ def test_cut_twice_and_gone_on_gives_the_same_bits(
         return [(p.step, {n: v for n, v in p.metrics.items() if not n.endswith("per_second")}) for p in kept]
 
     assert points(tmp_path / "cut") == points(tmp_path / "whole")
+
+
+def test_a_training_that_is_asked_to_stop_does_so_at_a_checkpoint(tmp_path: Path):
+    target = pretraining(checkpoint_seconds=1000.0)
+    whole = built(target, tmp_path / "whole")
+    store = Store(tmp_path / "asked")
+    store.request_stop(target.kind, whole.key)
+    with pytest.raises(Preempted, match="stopped on request after step 1; its checkpoint is safe"):
+        built(target, store.home)
+    store.clear_stop(target.kind, whole.key)
+    assert built(target, store.home).digest == whole.digest
+
+
+def test_the_ledger_has_every_sample_of_every_step_once(tmp_path: Path):
+    target = pretraining(ledger=True)
+    done = built(target, tmp_path)
+    journal = Store(tmp_path).journal(target.kind, done.key)
+    read = ledger.read(journal.with_suffix(".ledger"))
+    assert sorted(read) == list(range(12))
+    assert all(counts.total() == 8 for counts in read.values())
+    steps = {step: np.array(sorted(counts.elements())) for step, counts in read.items()}
+    assert ledger.check(journal.with_suffix(".ledger"), steps.__getitem__, 12) == []
+    steps[3] = steps[3] + 1
+    assert len(ledger.check(journal.with_suffix(".ledger"), steps.__getitem__, 12)) == 2  # samples lost and doubled
+
+
+@pytest.mark.parametrize("make", [pretraining, lambda **changes: finetuning(None, **changes)], ids=["pre", "fine"])
+def test_recomputing_activations_runs_blocks_again_and_changes_neither_key_nor_bits(
+    tmp_path: Path, make: Callable[..., Stage]
+):
+    runs = [0, 0]
+    found = []
+    for i, recomputed in enumerate((False, True)):
+
+        def count(module: torch.nn.Module, *_: object, i: int = i) -> None:
+            runs[i] += isinstance(module, Block)
+
+        with register_module_forward_pre_hook(count):
+            found.append(built(make(activation_checkpointing=recomputed), tmp_path / str(i)))
+    assert runs[1] > runs[0]
+    assert (found[0].key, found[0].digest) == (found[1].key, found[1].digest)
 
 
 def losses(sampling: LanguageSampling, steps: int = 6) -> tuple[list[float], dict[str, torch.Tensor]]:
