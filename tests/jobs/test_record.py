@@ -39,11 +39,16 @@ def test_a_run_that_ended_well_is_not_continued(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_of_the_same_plan_is_continued_with_what_it_had_built(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), opened(tmp_path) as first:
-        first.started("corpus", "k1")
-        first.ended("corpus", "k1", "built", 1.0)
-        first.started("pretrain", "k2")
-        raise ZeroDivisionError
+    def fail(first: OpenRecord) -> None:
+        with first:
+            first.started("corpus", "k1")
+            first.ended("corpus", "k1", "built", 1.0)
+            first.started("pretrain", "k2")
+            raise ZeroDivisionError
+
+    first = opened(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        fail(first)
     assert first.record.status == first.record.stage("pretrain").status == "failed"
     with opened(tmp_path) as second:
         assert (second.record.run, second.record.attempt) == (first.record.run, 2)
