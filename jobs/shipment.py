@@ -22,8 +22,8 @@ PACKAGES = ("model", "pipeline", "jobs")
 NOT_CODE = {"__pycache__"}
 NEVER = {".git", ".venv", "venv", "__pycache__", "node_modules"}
 CONFIG = "config.yaml"
-FILE_KEYS = ("path", "deepspeed_config")
-"""Keys of a config, whatever section they are in, that name files."""
+DATA, FILE = "path", "deepspeed_config"
+"""Keys of a config, whatever section they are in, that name data (a file, a folder, a pattern) and a single file."""
 
 LIMIT_BYTES = 100 << 20
 """The largest upload that Ray's dashboard accepts."""
@@ -102,7 +102,7 @@ def inputs(config: PipelineConfig, folder: Path, kept: Path) -> dict[str, Path]:
     """The files that the config names by relative paths. Absolute ones are the cluster's, which must have them."""
     found = {}
     for key, value in flat(asdict(config)):
-        if key.rpartition(".")[2] in FILE_KEYS and isinstance(value, str) and _is_relative(value):
+        if key.rpartition(".")[2] in (DATA, FILE) and isinstance(value, str) and _is_relative(value):
             found |= _inputs_of(key, value, folder, kept)
     return found
 
@@ -117,7 +117,8 @@ def _inputs_of(key: str, value: str, folder: Path, kept: Path) -> dict[str, Path
             f"{key}={value}: outside the current folder, so it cannot go along. Submit from a folder above it, or give "
             f"an absolute path that the cluster has"
         )
-    paths = [path for source in sources.find(str(folder / value)) for path in source.files]
+    is_data = key.rpartition(".")[2] == DATA
+    paths = [p for source in sources.find(str(folder / value)) for p in source.files] if is_data else [folder / value]
     for path in paths:
         if NEVER & set(path.relative_to(folder).parts) or path.is_relative_to(kept):
             raise UsageError(f"{key}={value}: means {path} too, which never goes along. Name the data more closely")
