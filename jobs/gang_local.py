@@ -1,5 +1,6 @@
 """A gang of ranks as processes of this machine, without a cluster: what `--inline` uses for more than one worker."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -61,6 +62,8 @@ class LocalGang:
 
 def _be_rank(environment: dict[str, str], tell: Any, function: Callable[[RankContext], None], ctx: RankContext) -> None:
     os.environ |= environment
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("gristmill").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole tree may be signalled: the driver has us stop in order
     try:
         as_rank(function, ctx)

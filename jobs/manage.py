@@ -222,5 +222,6 @@ def resumed_from(home: Path, run: str) -> int | None:
 
 def _remote(home: Path, run: str) -> str | None:
     """The shared store of a run, if it has one."""
-    resolved: dict[str, Any] = YAML(typ="safe").load(record.folder(home, run) / "resolved.yaml")
-    return resolved["cluster"]["store"] or os.environ.get("GRISTMILL_STORE")
+    path = record.folder(home, run) / "resolved.yaml"
+    resolved: dict[str, Any] = YAML(typ="safe").load(path) if path.exists() else {}
+    return resolved.get("cluster", {}).get("store") or os.environ.get("GRISTMILL_STORE")

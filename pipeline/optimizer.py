@@ -123,11 +123,13 @@ def hold_if(optimizer: Optimizer, bad: Tensor) -> None:
     optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]  # torch.amp's protocol
 
 
-def moments(optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """What the optimizer remembers of each parameter, its own tensors and not copies; nothing before the first step."""
-    for name, parameter in _named(optimizer):
-        if parameter in optimizer.state:
-            yield name, {key: value for key, value in optimizer.state[parameter].items() if key != "step"}
+def moments(optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer remembers of each parameter, its own tensors and not copies; {} before the first step."""
+    return {
+        name: {key: value for key, value in optimizer.state[parameter].items() if key != "step"}
+        for name, parameter in _named(optimizer)
+        if parameter in optimizer.state
+    }
 
 
 def steps_taken(optimizer: Optimizer) -> int:

@@ -92,7 +92,7 @@ def replicated_shard(model: nn.Module, optimizer: torch.optim.Optimizer, rank: i
     params = {name: piece(p) for name, p in model.named_parameters() if name in mine}
     moments = {
         name: {key: piece(value) for key, value in own.items()}
-        for name, own in optimizers.moments(optimizer)
+        for name, own in optimizers.moments(optimizer).items()
         if name in mine
     }
     return Shard(params, moments, optimizers.steps_taken(optimizer), shapes)

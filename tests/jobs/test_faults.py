@@ -37,9 +37,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return digest(home)
 
 
-@pytest.mark.parametrize("inline", [True, False], ids=["inline", "ray"])
-def test_a_run_gets_over_a_killed_worker_by_itself(tmp_path: Path, undisturbed: str, inline: bool):
-    arguments = ["run", SMOKE, "--json", *sets(TWO), *(["--inline"] if inline else [])]
+def test_a_run_without_ray_gets_over_a_killed_rank_by_itself(tmp_path: Path, undisturbed: str):
+    arguments = ["run", SMOKE, "--json", "--inline", *sets(TWO)]
     done = gristmill(tmp_path, *arguments, GRISTMILL_FAULT=f"checkpoint.saved:9:{tmp_path / 'killed'}")
     assert answer(done)["status"] == "succeeded"
     assert (tmp_path / "killed").exists()
@@ -48,7 +47,7 @@ def test_a_run_gets_over_a_killed_worker_by_itself(tmp_path: Path, undisturbed: 
     assert digest(tmp_path) == undisturbed
 
 
-def test_a_worker_that_stalls_is_named_and_replaced(tmp_path: Path, undisturbed: str):
+def test_a_worker_under_ray_that_stalls_is_named_and_replaced(tmp_path: Path, undisturbed: str):
     environment = os.environ | {"GRISTMILL_HOME": str(tmp_path), "PYTHONPATH": "."}
     command = [sys.executable, "-m", "jobs.cli", "run", SMOKE, "--json", *sets(TWO)]
     with subprocess.Popen(
@@ -79,9 +78,16 @@ def wait_for_checkpoint(home: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def made_alone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The base that one process makes."""
+    home = tmp_path_factory.mktemp("alone")
+    run(home, *ALONE)
+    return digest(home)
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "cancel"])
-def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_can_be_resumed(tmp_path: Path, how: str):
-    run(tmp_path / "whole", *ALONE)
+def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_can_be_resumed(tmp_path: Path, made_alone: str, how: str):
     home = tmp_path / "stopped"
     environment = os.environ | {"GRISTMILL_HOME": str(home), "PYTHONPATH": "."}
     slow = [*ALONE[:2], "pretrain.checkpoint_seconds=0", "pretrain.keep_every=1"]
@@ -105,4 +111,4 @@ def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_can_be_resumed(tmp_p
     resumed = answer(gristmill(home, "resume", record.parent.name, "--json", "--inline"))
     assert resumed["status"] == "succeeded"
     assert resumed["resumed_from_step"] > 0
-    assert digest(home) == digest(tmp_path / "whole")
+    assert digest(home) == made_alone

@@ -130,7 +130,7 @@ def test_baseline_and_random_weights_can_be_left_out(labels: LabelsStage, home: 
 
 def test_without_validation_rows_nothing_is_rescaled(stage: Evaluate, home: Path, built: Built, tmp_path: Path):
     loaded = _ready(stage.classifier.load(_input_path(home, built)))
-    ctx = Context(store=Store(home), key="", keys={}, out=tmp_path, work=tmp_path)
+    ctx = Context(store=Store(home), kind="evaluate", key="", keys={}, out=tmp_path, work=tmp_path)
     empty = LabelledSplit([], np.array([], dtype=np.int64))
     assert _scaled(ctx, loaded, empty, np.array([0]), np.full((1, 3), 1 / 3)) is None
 
