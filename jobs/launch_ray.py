@@ -152,8 +152,9 @@ def _explained(stage: str, error: BaseException) -> BaseException:
     cause = getattr(error, "cause", None)
     if isinstance(cause, GristmillError):
         return cause
-    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-        return WorkerLost(f"{stage}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    lost = cause if isinstance(error, RayTaskError) else error  # or a process that the stage itself waited for
+    if isinstance(lost, RayError) and not isinstance(lost, RayTaskError):
+        return WorkerLost(f"{stage}: {type(lost).__name__}: {(str(lost).splitlines() or [''])[0]}")
     return error
 
 
