@@ -14,7 +14,7 @@ import pytest
 
 from .commands import SMOKE, answer, gristmill, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ALONE = ["labels=null", "pretrain.steps=25", "pretrain.checkpoint_seconds=0.001"]
 TWO = [*ALONE, "cluster.workers=2", "pretrain.zero_stage=1", "pretrain.ledger=true", "cluster.timeout_seconds=5"]
