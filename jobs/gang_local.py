@@ -74,22 +74,20 @@ def _be_rank(environment: dict[str, str], tell: Any, function: Callable[[RankCon
 
 def _watch(stage: str, ranks: list[Rank]) -> None:
     """Wait until every rank has ended well. Raises what ended the first that did not."""
-    failed: int | None = None
     limit = float("inf")
     while any(process.is_alive() for process, _ in ranks) and time.monotonic() < limit:
         time.sleep(POLL_SECONDS)
-        for rank, (process, _) in enumerate(ranks):
-            if failed is None and process.exitcode:
-                failed, limit = rank, time.monotonic() + LAST_WORDS_SECONDS
+        if limit == float("inf") and any(process.exitcode for process, _ in ranks):
+            limit = time.monotonic() + LAST_WORDS_SECONDS
     if all(process.exitcode == 0 for process, _ in ranks):
         return
+    codes = [process.exitcode or 0 for process, _ in ranks]
+    if min(codes) < 0:  # the others then fail for want of it, and may be seen to end first
+        raise WorkerLost(f"{stage}: rank {codes.index(min(codes))} of {len(ranks)} was killed by signal {-min(codes)}")
     for _, hear in ranks:
         if (said := _last_word(hear)) is not None:
             raise said
-    failed = next(r for r, (process, _) in enumerate(ranks) if process.exitcode) if failed is None else failed
-    code = ranks[failed][0].exitcode or 0
-    if code < 0:
-        raise WorkerLost(f"{stage}: rank {failed} of {len(ranks)} was killed by signal {-code}")
+    failed = next(rank for rank, code in enumerate(codes) if code)
     raise StageFailed(f"{stage}: rank {failed} of {len(ranks)} failed; what it said stands above")
 
 

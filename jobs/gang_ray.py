@@ -96,14 +96,20 @@ def as_rank(function: Callable[[RankContext], None], ctx: RankContext) -> None:
 
 
 def explained(stage: str, failure: Any) -> GristmillError:
-    """What ended a gang, the rank by name: an error of ours as it was, a bug as StageFailed, all else as a loss."""
+    """What ended a gang, the rank by name.
+
+    A lost rank is the loss, whatever the others said when it was gone. Else an error of ours comes as it was, a bug as
+    StageFailed, and what broke between ranks as a loss.
+    """
     failures: Mapping[int, BaseException] = getattr(failure, "worker_failures", {})
     causes = {rank: _cause(error) for rank, error in sorted(failures.items())}
+    told = "; ".join(f"rank {rank}: {_short(error)}" for rank, error in causes.items()) or _short(failure)
+    if any(_is_loss(error) for error in causes.values()):
+        return WorkerLost(f"{stage}: {told}")
     ours = [error for error in causes.values() if isinstance(error, GristmillError)]
     if ours:
         return ours[0]
-    told = "; ".join(f"rank {rank}: {_short(error)}" for rank, error in causes.items()) or _short(failure)
-    if any(_is_bug(error) for error in causes.values()):
+    if any(not _is_broken_link(error) for error in causes.values()):
         return StageFailed(f"{stage}: {told}\n{failure}")
     return WorkerLost(f"{stage}: {told}")
 
@@ -113,13 +119,22 @@ def _cause(error: BaseException) -> BaseException:
     return getattr(error, "_base_exc", None) or getattr(error, "health_check_failure", None) or error
 
 
-def _is_bug(error: BaseException) -> bool:
-    """An exception of the training code itself. What torch raises where another rank is gone is none."""
-    import torch.distributed
+def _is_loss(error: BaseException) -> bool:
+    """Whether Ray itself says that a rank is gone."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import RayTrainError
 
-    return not isinstance(error, RayError | RayTrainError | torch.distributed.DistError | RuntimeError | OSError)
+    return isinstance(error, RayError | RayTrainError)
+
+
+def _is_broken_link(error: BaseException) -> bool:
+    """Whether it is what torch raises where another rank is gone."""
+    from torch.distributed import DistError
+
+    said = str(error).lower()
+    return isinstance(error, DistError | OSError) or (
+        isinstance(error, RuntimeError) and ("gloo" in said or "nccl" in said)
+    )
 
 
 def _short(error: BaseException) -> str:
