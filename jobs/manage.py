@@ -15,14 +15,13 @@ from jobs.follow import wait_until_ended
 from jobs.ray_jobs import Job, Jobs, Unreachable, target
 from jobs.record import Record
 from jobs.status import ENDED, Status, job_of, recorded, run_of_job, run_status, told
+from jobs.stopping import CANCEL
 from jobs.submissions import Submission
 from pipeline.errors import EnvironmentProblem, UsageError
 from pipeline.store import Store
 
 Say = Callable[[str], None]
 
-CANCEL = "cancel"
-"""A file of this name in the folder of a run asks its driver to stop."""
 JOB_STOP_SECONDS = 140.0
 """A little more than a job is given before it is killed."""
 TRAINED = ("pretrain", "finetune")

@@ -22,6 +22,8 @@ StageStatus = Literal["pending", "running", "built", "reused", "failed"]
 RunStatus = Literal["running", "succeeded", "failed", "cancelled", "preempted"]
 EndStatus = Literal["succeeded", "failed", "cancelled", "preempted"]
 
+JOB_ID = "GRISTMILL_JOB_ID"
+"""Set in the environment of a driver that runs as a job of a cluster."""
 RECORD, LOCK = "record.json", "lock"
 PATIENCE_SECONDS = 0.2
 """How long a held lock is waited for: longer than `is_live` holds one, so looking at a run never gets in its way."""
@@ -151,7 +153,7 @@ def open_record(
         "params": dict(params),
         "commit": commit,
         "dirty": dirty,
-        "job_id": os.environ.get("GRISTMILL_JOB_ID"),
+        "job_id": os.environ.get(JOB_ID),
         "register_name": register_name,
         "tracking_uri": without_password(tracking_uri),
     }

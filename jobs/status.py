@@ -14,12 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jobs.record import Record, StageRecord, is_live, list_records, load
+from jobs.record import JOB_ID, Record, StageRecord, is_live, list_records, load
 from pipeline.store import Store
 from pipeline.tracking import progress_path, read_progress
-
-JOB_ID = "GRISTMILL_JOB_ID"
-"""Set in the environment of a driver that runs as a job of a cluster."""
 
 MARK = "::gristmill-status "
 _MARKED = re.compile(rf"{MARK}([^\n]*)\n")

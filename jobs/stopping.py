@@ -9,11 +9,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from jobs.record import JOB_ID
 from pipeline.errors import Cancelled, GristmillError, Preempted
 
 log = logging.getLogger("gristmill")
 
 CANCEL = "cancel"
+"""A file of this name in the folder of a run asks its driver to stop."""
 GRACE_SECONDS = 60.0
 """How long a training may take to reach its next step and write a checkpoint; then the run ends without it."""
 POLL_SECONDS = 0.5
@@ -31,7 +33,7 @@ class Stopping:
         self._asked = False
         self._over = threading.Event()
         # under a job server SIGTERM means that somebody stopped the job, elsewhere that the machine is wanted back
-        self._cancelled = "GRISTMILL_JOB_ID" in os.environ
+        self._cancelled = JOB_ID in os.environ
 
     @property
     def error(self) -> type[GristmillError]:

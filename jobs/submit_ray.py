@@ -8,9 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from jobs.launch_ray import SETTINGS
 from jobs.ray_jobs import LOCAL, Job, Jobs, remote, target
-from jobs.record import now_ms, slug
+from jobs.record import JOB_ID, now_ms, slug
 from jobs.shipment import CONFIG, Shipment, packed, read_config
-from jobs.status import JOB_ID
 from jobs.submissions import Submission, config_of, remember
 from pipeline.assemble import PipelineConfig
 from pipeline.errors import UsageError
