@@ -2,8 +2,9 @@
 
 `python -m benchmarks.lose --times 10 --seed 0`: so many runs a kind. The moment is drawn from the seed, between the
 first checkpoint of pretraining and its end. Right means: every artifact has the digest of an undisturbed run, and the
-ledger and the journal have every step once. Recovery is the time from the kill to the next journalled step; a run
-goes on by itself, and a dead driver is started again by its supervisor (`jobs/supervise.py`), as on a cluster.
+ledger, the journal and MLflow have every step once. Recovery is the time from the kill to the first step that training
+processes started after it have journalled; a run goes on by itself, and a dead driver is started again by its
+supervisor (`jobs/supervise.py`), as on a cluster.
 """
 
 import argparse
@@ -15,15 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from benchmarks.timing import machine
-from jobs.mlflow_client import default_uri
+from jobs.mlflow_client import connect, default_uri
+from jobs.mlflow_runs import RUN, STAGE
+from jobs.record import list_records
 from jobs.ui import command as server_command
 from jobs.ui import environment as server_environment
 from pipeline import ledger
@@ -47,7 +50,7 @@ SETTINGS = [
 class Trial:
     right: bool
     recovery_seconds: float | None
-    seconds: float
+    """None where there is nothing to wait for, or the run was over before."""
 
 
 def start(home: Path, uri: str) -> "subprocess.Popen[bytes]":
@@ -61,22 +64,20 @@ def start(home: Path, uri: str) -> "subprocess.Popen[bytes]":
         )
 
 
-def victim(kind: str, supervisor: int) -> psutil.Process | None:
-    """A process of this kind below the supervisor, if there is one now."""
+def living(kind: str, supervisor: int) -> dict[int, psutil.Process]:
+    """The processes of this kind below the supervisor, by pid."""
     words: dict[str, Callable[[list[str]], bool]] = {
         "worker": lambda line: line[0].startswith("ray::RayTrainWorker"),
         "controller": lambda line: line[0].startswith("ray::TrainController"),
         "raylet": lambda line: line[0].endswith("raylet/raylet"),
         "driver": lambda line: "run" in line and "configs/smoke.yaml" in line,
     }
+    found = {}
     for process in psutil.Process(supervisor).children(recursive=True):
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if line and words[kind](line):
-            return process
-    return None
+        with suppress(psutil.Error):
+            if (line := process.cmdline()) and words[kind](line):
+                found[process.pid] = process
+    return found
 
 
 def journal(home: Path) -> Path | None:
@@ -93,8 +94,26 @@ def wait_for(what: Callable[[], object], seconds: float = 120.0) -> bool:
     while time.monotonic() < limit:
         if what():
             return True
-        time.sleep(0.02)
+        time.sleep(0.1)
     return False
+
+
+def kill(kind: str, home: Path, supervisor: "subprocess.Popen[bytes]") -> float | None:
+    """Kill one process of this kind; the seconds until another set of workers has journalled a step, None if none did.
+
+    What journals first may be an orphan of the killed process, so the new workers are waited for.
+    """
+    before = living("worker", supervisor.pid).keys()
+    next(iter(living(kind, supervisor.pid).values())).kill()
+    killed = time.monotonic()
+
+    def ended() -> bool:
+        return supervisor.poll() is not None
+
+    wait_for(lambda: ended() or living("worker", supervisor.pid).keys() - before)
+    journalled = length(home)
+    wait_for(lambda: ended() or length(home) > journalled)
+    return None if ended() else time.monotonic() - killed
 
 
 def digests(home: Path) -> dict[str, str]:
@@ -111,51 +130,64 @@ def steps_once(home: Path) -> bool:
     return told == list(range(STEPS)) == sorted(read)
 
 
-@contextmanager
-def server(home: Path, port: int) -> Iterator[Callable[[], None]]:
-    """A tracking server; calling what is given kills it and starts another one in its place."""
-    home.mkdir(exist_ok=True)
-    running: list[subprocess.Popen[bytes]] = []
+def points_once(uri: str, home: Path) -> bool:
+    """Whether MLflow has the loss of every step once, of the run that this home holds."""
+    (record,) = list_records(home)
+    client = connect(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    wanted = f"tags.`{RUN}` = '{record.run}' AND tags.`{STAGE}` = 'pretrain'"
+    (child,) = client.search_runs(experiments, wanted)
+    history = client.get_metric_history(child.info.run_id, "train/loss")
+    return sorted(metric.step for metric in history) == list(range(STEPS))
 
-    def again() -> None:
-        for old in running:
-            for process in [*psutil.Process(old.pid).children(recursive=True), old]:
-                process.kill()
-            old.wait()
-        with (home / "server.txt").open("a") as log:
-            line = server_command(home, default_uri(home), "127.0.0.1", port)
-            running[:] = [subprocess.Popen(line, stdout=log, stderr=log, env=server_environment(default_uri(home)))]
 
-    again()
-    try:
-        yield again
-    finally:
-        for process in [*psutil.Process(running[0].pid).children(recursive=True), running[0]]:
+class Server:
+    """A tracking server that can be killed, with another one started in its place."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.uri, self._home = f"http://127.0.0.1:{self._port}", home
+        home.mkdir()
+        self.start()
+
+    def start(self) -> None:
+        with (self._home / "server.txt").open("a") as log:
+            line = server_command(self._home, default_uri(self._home), "127.0.0.1", self._port)
+            self._process = subprocess.Popen(
+                line, stdout=log, stderr=log, env=server_environment(default_uri(self._home))
+            )
+        assert wait_for(self._answers), (self._home / "server.txt").read_text()
+
+    def kill(self) -> None:
+        for process in [*psutil.Process(self._process.pid).children(recursive=True), self._process]:
             process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
+            return True
+        return False
 
 
-def trial(
-    kind: str, home: Path, chance: random.Random, wanted: dict[str, str], tracker: tuple[str, Callable[[], None]]
-) -> Trial:
-    began, (uri, kill_server) = time.monotonic(), tracker
-    supervisor = start(home, uri if kind == "tracking server" else default_uri(home))
+def trial(kind: str, home: Path, chance: random.Random, wanted: dict[str, str]) -> Trial:
+    tracker = Server(home.with_name(f"{home.name}-server")) if kind == "tracking server" else None
+    uri = tracker.uri if tracker else default_uri(home)
+    supervisor = start(home, uri)
     assert wait_for(lambda: list((home / "work" / "pretrain").glob("*/step-*"))), (home / "log.txt").read_text()
     time.sleep(chance.uniform(0, 2))
-    recovery = None
-    if kind == "tracking server":
-        kill_server()
-    elif (process := victim(kind, supervisor.pid)) is not None:
-        process.kill()
-        killed = time.monotonic()
-        time.sleep(0.5)
-        before = length(home)
-        if wait_for(lambda: length(home) > before or supervisor.poll() is not None) and supervisor.poll() is None:
-            recovery = time.monotonic() - killed
+    recovery = None if tracker else kill(kind, home, supervisor)
+    if tracker:
+        tracker.kill()
+        time.sleep(chance.uniform(0, 5))
+        tracker.start()
     code = supervisor.wait(600)
-    right = code == 0 and digests(home) == wanted and steps_once(home)
+    right = code == 0 and digests(home) == wanted and steps_once(home) and points_once(uri, home)
     if not right:
         print(f"{kind}: exit code {code}, {digests(home)} for {wanted}; {home}/log.txt", flush=True)
-    return Trial(right, recovery, time.monotonic() - began)
+    if tracker:
+        tracker.kill()
+    return Trial(right, recovery)
 
 
 def main() -> None:
@@ -167,22 +199,19 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="lose-"))
     assert start(scratch / "whole", default_uri(scratch / "whole")).wait(600) == 0
     wanted = digests(scratch / "whole")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     trials: dict[str, list[Trial]] = {kind: [] for kind in options.kinds}
-    with server(scratch / "server", port) as kill_server:
-        for number in range(options.times):
-            for kind in options.kinds:
-                chance = random.Random(f"{options.seed}-{kind}-{number}")
-                home = scratch / f"{kind.replace(' ', '-')}-{number}"
-                trials[kind].append(trial(kind, home, chance, wanted, (f"http://127.0.0.1:{port}", kill_server)))
-                if trials[kind][-1].right:
-                    shutil.rmtree(home)
+    for number in range(options.times):
+        for kind in options.kinds:
+            chance = random.Random(f"{options.seed}-{kind}-{number}")
+            home = scratch / f"{kind.replace(' ', '-')}-{number}"
+            trials[kind].append(trial(kind, home, chance, wanted))
+            if trials[kind][-1].right:
+                shutil.rmtree(home)
     print(f"{machine()}, seed {options.seed}\n")
     print("| killed | runs | right at the end | median recovery, s | longest |\n|---|---|---|---|---|")
     for kind, own in trials.items():
         taken = [t.recovery_seconds for t in own if t.recovery_seconds is not None]
-        shown = f"{statistics.median(taken):.1f} | {max(taken):.1f}" if taken else "nothing stops | -"
+        shown = f"{statistics.median(taken):.1f} | {max(taken):.1f}" if taken else "- | -"
         print(f"| {kind} | {len(own)} | {sum(t.right for t in own)} | {shown} |")
     sys.exit(not all(t.right for own in trials.values() for t in own))
 
