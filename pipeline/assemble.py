@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from model.config import ModelConfig
+from model.objectives import pretraining
 from pipeline.identity import knob
 from pipeline.stage import Stage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
@@ -55,7 +56,7 @@ class ModelSection:
     def __post_init__(self) -> None:
         self.resolve(vocab_size=1)  # a shape that cannot be is refused where it is written
 
-    def resolve(self, vocab_size: int) -> ModelConfig:
+    def resolve(self, vocab_size: int, *, causal: bool = True) -> ModelConfig:
         """The config with every derived value filled in."""
         depth, d_model = self.depth or 6, self.d_model or HEAD_DIM * (self.depth or 6)
         n_heads = self.n_heads or max(1, d_model // HEAD_DIM)
@@ -71,6 +72,7 @@ class ModelSection:
             tie_embeddings=self.tie_embeddings,
             dropout=self.dropout,
             sliding_window=self.sliding_window,
+            causal=causal,
             attention=self.attention,
         )
 
@@ -168,15 +170,16 @@ def assemble(config: PipelineConfig) -> Graph:
     corpus = CorpusStage(config=config.corpus)
     tokenizer = TokenizerStage(config=config.tokenizer, corpus=corpus)
     shards = ShardsStage(config=config.shards, corpus=corpus, tokenizer=tokenizer)
-    model = config.model.resolve(config.tokenizer.vocab_size)
-    pretraining, finetuning = config.pretrain.resolve(), config.finetune.resolve()
-    base = Pretrain(config=pretraining, model=model, shards=shards, tokenizer=tokenizer, seed=config.seed)
+    objective = pretraining(config.pretrain.objective)
+    vocab_size = config.tokenizer.vocab_size + objective.EXTRA_TOKENS
+    model = config.model.resolve(vocab_size, causal=objective.CAUSAL)
+    base = Pretrain(config=config.pretrain.resolve(), model=model, shards=shards, tokenizer=tokenizer, seed=config.seed)
     if config.labels is None:
         return Graph(corpus, tokenizer, shards, base)
 
     labels = LabelsStage(config=config.labels, seed=config.seed)
     classifier = Finetune(
-        config=finetuning, base=base, model=model, tokenizer=tokenizer, labels=labels, seed=config.seed
+        config=config.finetune.resolve(), base=base, model=model, tokenizer=tokenizer, labels=labels, seed=config.seed
     )
     from_random = replace(classifier, base=None, label="random-init") if config.evaluate.random_init else None
     scores = Evaluate(

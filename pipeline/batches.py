@@ -5,8 +5,8 @@ every sample once, in the order of a permutation keyed by (seed, e). Workers and
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,8 @@ from pipeline.token_stream import TokenStream
 Ints = Int64[np.ndarray, " n"]
 
 FEISTEL_ROUNDS = 6
+HIDING = 1
+"""Tells the draws that hide tokens from those of dropout."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +91,13 @@ def sample_ids(step: int, per_step: int, size: int, seed: int) -> Ints:
     return ids
 
 
-def dropout_keys(seed: int, step: int, rows: int) -> Ints:
+def row_keys(seed: int, step: int, rows: int) -> Ints:
     """One random number a row of the step's global batch: no split into ranks or micro batches changes a mask."""
     return mix(np.arange(rows, dtype=np.uint64), combine(seed, step)).astype(np.int64)
+
+
+Examples = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Of an objective: tokens and document ids [rows, seq + 1] and a key a row to inputs and targets [rows, seq]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,7 @@ class LanguageSampling:
     rows_per_step: int
     micro_batch_size: int
     seed: int
+    examples: Examples
     dropout: bool = False
 
     def __post_init__(self) -> None:
@@ -122,32 +129,40 @@ class LanguageSampling:
 
     def step(self, step: int, *, rank: int = 0, world_size: int = 1) -> StepBatch:
         ids = sample_ids(step, self.rows_per_step, self.n_rows, self.seed)
-        inputs, targets, documents = language_rows(self.stream, ids, self.seq_len)
-        keys = dropout_keys(self.seed, step, len(ids)) if self.dropout else None
-        count = int((targets != IGNORE).sum())
+        hiding = row_keys(combine(self.seed, HIDING), step, len(ids))
+        whole = language_batch(self.stream, ids, self.seq_len, hiding, self.examples)
+        count = int((whole.targets != IGNORE).sum())
+        keys = torch.from_numpy(row_keys(self.seed, step, len(ids))) if self.dropout else None
         mine = slice(rank, None, world_size)
-        batch = _batch(inputs[mine], targets[mine], documents[mine], None if keys is None else keys[mine])
-        parts = list(_split_rows(batch, self.micro_batch_size))
+        parts = list(_split_rows(_cut_rows(replace(whole, dropout_keys=keys), mine), self.micro_batch_size))
         spare = idle((1, self.seq_len), (1, self.seq_len), self.dropout)
-        return StepBatch(_as_many(parts, len(ids), world_size, self.micro_batch_size, spare), count, ids, ids[mine])
+        parts = _as_many(parts, len(ids), world_size, self.micro_batch_size, spare)
+        return StepBatch(parts, max(count, 1), ids, ids[mine])
 
 
-def language_rows(stream: TokenStream, rows: Ints, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets and document ids of some rows of a stream, each [n, seq_len]."""
-    tokens, documents = stream.rows(rows * seq_len, seq_len + 1)
-    same = documents[:, :-1] == documents[:, 1:]
-    targets = np.where(same, tokens[:, 1:], IGNORE)
-    return tokens[:, :-1], targets, (documents - documents[:, :1])[:, :-1]
+def language_batch(stream: TokenStream, rows: Ints, seq_len: int, hiding: Ints, examples: Examples) -> Batch:
+    """Some rows of a stream as an objective shows them; `hiding` holds a key a row for what it leaves to chance."""
+    tokens, documents = (torch.from_numpy(part) for part in stream.rows(rows * seq_len, seq_len + 1))
+    inputs, targets = examples(tokens.long(), documents, torch.from_numpy(hiding))
+    ids = (documents - documents[:, :1])[:, :-1].int().contiguous()
+    return Batch(inputs.contiguous(), targets.contiguous(), ids)
 
 
 def language_batches(
-    stream: TokenStream, seq_len: int, micro_batch_size: int, rows: int, *, rank: int = 0, world_size: int = 1
+    stream: TokenStream,
+    seq_len: int,
+    micro_batch_size: int,
+    rows: int,
+    examples: Examples,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
-    """A rank's share of the first rows of a stream, in order: what a validation loss is measured on."""
+    """A rank's share of the first rows of a stream, always the same ones: what a validation loss is measured on."""
     starts = range(0, rows, micro_batch_size)
     for first in starts[rank::world_size]:
         ids = np.arange(first, min(rows, first + micro_batch_size), dtype=np.int64)
-        yield _batch(*language_rows(stream, ids, seq_len), None)
+        yield language_batch(stream, ids, seq_len, mix(ids.astype(np.uint64), HIDING).astype(np.int64), examples)
     if rank >= len(starts) % world_size > 0:
         yield idle((1, seq_len), (1, seq_len), dropout=False)
 
@@ -175,9 +190,13 @@ def idle(tokens: tuple[int, ...], targets: tuple[int, ...], dropout: bool) -> Ba
 
 def _split_rows(batch: Batch, size: int) -> Iterator[Batch]:
     for first in range(0, len(batch.tokens), size):
-        part = slice(first, first + size)
-        keys = None if batch.dropout_keys is None else batch.dropout_keys[part]
-        yield Batch(batch.tokens[part], batch.targets[part], batch.document_ids[part], keys)
+        yield _cut_rows(batch, slice(first, first + size))
+
+
+def _cut_rows(batch: Batch, part: slice) -> Batch:
+    keys = None if batch.dropout_keys is None else batch.dropout_keys[part].contiguous()
+    tokens, targets, ids = (x[part].contiguous() for x in (batch.tokens, batch.targets, batch.document_ids))
+    return Batch(tokens, targets, ids, keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +225,7 @@ class LabelledSampling:
         position = np.arange(first, min(len(self.documents), first + self.documents_per_step), dtype=np.int64)
         ids = permute(position, len(self.documents), combine(self.seed, epoch))
         rows = pack([len(self.documents[i]) for i in ids], self.seq_len)
-        keys = dropout_keys(self.seed, step, len(rows)) if self.dropout else None
+        keys = row_keys(self.seed, step, len(rows)) if self.dropout else None
         mine = range(rank, len(rows), world_size)
         parts = [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
         batches = [

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from pipeline.errors import StageFailed
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
+SPECIAL_IDS = BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
 SPECIAL = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
 
 

@@ -1,14 +1,14 @@
-"""Pretraining: a decoder learns to predict the next token of the shards."""
+"""Pretraining: a body learns from the tokens of the shards alone, next ones or hidden ones."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 from tokenizers import Tokenizer
 
 from model.config import ModelConfig
@@ -17,16 +17,17 @@ from model.flops import training_flops_per_token
 from model.generate import generate
 from model.heads import LanguageModel
 from model.init import initialize
-from model.objectives import next_token
+from model.objectives import Masking, Pretraining, pretraining
 from pipeline import checkpoint
-from pipeline.batches import LanguageSampling, language_batches
+from pipeline.batches import Examples, LanguageSampling, language_batches
 from pipeline.engine import Engine
-from pipeline.identity import knob
+from pipeline.identity import added, knob
 from pipeline.plots import training_curve
 from pipeline.stage import Context, RankContext, Resources, Stage
 from pipeline.stages.shards import TokenShards
 from pipeline.stages.tokenizer import TokenizerFile
-from pipeline.tokens import BOS_ID, EOS_ID
+from pipeline.token_stream import TokenStream
+from pipeline.tokens import BOS_ID, EOS_ID, SPECIAL_IDS
 from pipeline.tracking import read_journal
 from pipeline.train import StepReport
 from pipeline.training import TrainingConfig, TrainingRun, prepare_process
@@ -39,6 +40,11 @@ SAMPLE_RULES = {"temperature": 0.8, "top_k": 50}
 class PretrainConfig(TrainingConfig):
     """How the base model is pretrained. Give `steps` or `tokens`."""
 
+    objective: Literal["next_token", "masked", "masked_next_token"] = added("next_token")
+    """What is learned: the next token; hidden tokens, by a body that reads both ways (BERT); or these, each asked for
+    by the token before it (LLM2Vec)."""
+    mask_rate: Annotated[float, Gt(0), Lt(1)] = added(0.15)
+    """Of the tokens, how many a masked objective hides."""
     steps: Annotated[int, Ge(1)] | None = None
     """Optimizer steps."""
     tokens: Annotated[int, Ge(1)] | None = None
@@ -50,8 +56,7 @@ class PretrainConfig(TrainingConfig):
     validation_tokens: Annotated[int, Ge(1)] = 262_144
     """Tokens of the validation split that a validation reads at most."""
     samples: Annotated[int, Ge(0)] = 4
-    """Texts that the finished model writes from nothing, to be read by a person."""
-
+    """Texts that the finished model writes from nothing, to be read by a person; none if it reads both ways."""
     spike_sigma: Annotated[float, Ge(0)] = 6.0
     """A step whose loss or gradient norm lies this many deviations above those of late is not taken; 0 takes any."""
 
@@ -99,7 +104,7 @@ class Pretrain(Stage[LanguageModelFiles]):
         with TrainingRun(
             ctx,
             cfg,
-            cfg.create_engine(model, next_token.loss, self.model.n_layers),
+            cfg.create_engine(model, self._objective.loss, self.model.n_layers),
             total_steps=total,
             tokens_per_step=sampling.rows_per_step * self.model.seq_len,
             spike_sigma=cfg.spike_sigma,
@@ -107,7 +112,7 @@ class Pretrain(Stage[LanguageModelFiles]):
             for report in training.steps(sampling, start=training.resume(), stop=total):
                 if self._validation_due(report, total):
                     with training.meter.pause():
-                        scores = validation(training.engine, shards, self.model.seq_len, cfg)
+                        scores = self._validate(training.engine, shards.split("validation"))
                     ctx.tracker.metrics(scores, step=report.step)
             training.finish()
 
@@ -118,8 +123,39 @@ class Pretrain(Stage[LanguageModelFiles]):
             rows_per_step=max(1, self.config.global_batch_tokens // self.model.seq_len),
             micro_batch_size=self.config.micro_batch_size,
             seed=self.seed,
+            examples=self._examples,
             dropout=self.model.dropout > 0,
         )
+
+    @property
+    def _objective(self) -> Pretraining:
+        return pretraining(self.config.objective)
+
+    @property
+    def _examples(self) -> Examples:
+        masking = Masking(rate=self.config.mask_rate, mask_id=self.model.vocab_size - 1, special=SPECIAL_IDS)
+        return partial(self._objective.examples, masking=masking)
+
+    def _validate(self, engine: Engine, stream: TokenStream) -> dict[str, float]:
+        """Mean cross-entropy of the validation split in nats per target; for next tokens also in bits per byte of text.
+
+        Bits per byte compare models across tokenizers; the end-of-text token counts as a cost and has no bytes.
+        """
+        seq_len, size = self.model.seq_len, self.config.micro_batch_size
+        rows = min((stream.n_tokens - 1) // seq_len, max(1, self.config.validation_tokens // seq_len))
+        if rows < 1:
+            return {}
+        batches = language_batches(
+            stream, seq_len, size, rows, self._examples, rank=engine.rank, world_size=engine.world_size
+        )
+        losses = [engine.forward(partial(self._objective.loss, batch=batch.to(engine.device))) for batch in batches]
+        nats = float(engine.sum(torch.stack([loss.sum for loss in losses]).sum()))
+        targets = int(engine.sum(torch.stack([loss.count for loss in losses]).sum()))
+        mean = nats / max(targets, 1)
+        if self.config.objective != "next_token":
+            return {"val/loss": mean}
+        targets_per_byte = (stream.n_tokens - stream.n_documents) / stream.n_bytes
+        return {"val/loss": mean, "val/bpb": mean / math.log(2) * targets_per_byte}
 
     def _validation_due(self, report: StepReport, total: int) -> bool:
         return (report.step + 1) % self.config.validate_every == 0 or report.step + 1 == total
@@ -128,16 +164,15 @@ class Pretrain(Stage[LanguageModelFiles]):
         """Samples and curve into the artifact; speed, which no two runs share, into the notes."""
         points = list(read_journal(ctx.store.journal(self.kind, ctx.key)))
         training_curve(points, ctx.out / "loss.png")
-        loaded = LanguageModelFiles(ctx.out).load()
-        (ctx.out / "samples.txt").write_text(
-            sample_texts(loaded.model, loaded.tokenizer, self.config.samples, self.seed)
-        )
+        if self.model.causal:
+            loaded = LanguageModelFiles(ctx.out).load()
+            texts = sample_texts(loaded.model, loaded.tokenizer, self.config.samples, self.seed)
+            (ctx.out / "samples.txt").write_text(texts)
         last = {name: value for point in points for name, value in point.metrics.items()}
         speed = summary["tokens_per_second"]
         mfu = speed * training_flops_per_token(self.model, self.model.seq_len) / summary["matmul_flops"]
         ctx.notes["metrics"] = {
-            "val/loss": last["val/loss"],
-            "val/bpb": last["val/bpb"],
+            **{name: last[name] for name in ("val/loss", "val/bpb") if name in last},
             "train/loss_final": last["train/loss"],
             "tokens_per_second": speed,
             "mfu": mfu,
@@ -146,29 +181,11 @@ class Pretrain(Stage[LanguageModelFiles]):
             "checkpoint_share": summary["checkpoint_share"],
         }
         ctx.notes["datasets"] = [ctx.dataset(self.shards, split) for split in ("train", "validation")]
-        ctx.notes["files"] = ["loss.png", "samples.txt"]
+        ctx.notes["files"] = sorted(path.name for path in ctx.out.iterdir() if path.suffix in (".png", ".txt"))
         ctx.notes["model"] = {"role": "base"}
-        quality = f"val loss {last['val/loss']:.3f}, {last['val/bpb']:.3f} bits/byte"
+        quality = f"val loss {last['val/loss']:.3f}"
+        quality += f", {last['val/bpb']:.3f} bits/byte" if "val/bpb" in last else ""
         ctx.notes["headline"] = f"{quality}, {speed:,.0f} tokens/s, MFU {100 * mfu:.0f} %"
-
-
-def validation(engine: Engine, shards: TokenShards, seq_len: int, cfg: PretrainConfig) -> dict[str, float]:
-    """Mean cross-entropy of the validation split in nats per token, and the same in bits per byte of its text.
-
-    Bits per byte compare models across tokenizers; the end-of-text token counts as a cost and has no bytes.
-    """
-    stream = shards.split("validation")
-    rows = min((stream.n_tokens - 1) // seq_len, max(1, cfg.validation_tokens // seq_len))
-    if rows < 1:
-        return {}
-    batches = language_batches(
-        stream, seq_len, cfg.micro_batch_size, rows, rank=engine.rank, world_size=engine.world_size
-    )
-    losses = [engine.forward(partial(next_token.loss, batch=batch.to(engine.device))) for batch in batches]
-    nats = float(engine.sum(torch.stack([loss.sum for loss in losses]).sum()))
-    targets = int(engine.sum(torch.stack([loss.count for loss in losses]).sum()))
-    targets_per_byte = (stream.n_tokens - stream.n_documents) / stream.n_bytes
-    return {"val/loss": nats / targets, "val/bpb": nats / targets / math.log(2) * targets_per_byte}
 
 
 def sample_texts(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int) -> str:

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from model import variants
 from model.batch import IGNORE, Batch
-from model.heads import Classifier, swap_head
+from model.heads import Classifier, LanguageModel, swap_head
 from model.objectives import classification, next_token, objective
 from tests.model.toys import ids, language_model, tokens
 
@@ -27,7 +27,16 @@ def classifier(**changes) -> Classifier:
     return swap_head(language_model(**changes), 3, "last", seed=0)
 
 
-CASES = {"next_token": (language_model, language_batch), "classification": (classifier, label_batch)}
+def both_ways(**changes) -> LanguageModel:
+    return language_model(causal=False, **changes)
+
+
+CASES = {
+    "next_token": (language_model, language_batch),
+    "masked": (both_ways, language_batch),
+    "masked_next_token": (both_ways, language_batch),
+    "classification": (classifier, label_batch),
+}
 
 
 @pytest.mark.parametrize("name", variants.names("model.objectives"))

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.batch import IGNORE
+from model.objectives import Masking, masked, masked_next_token, next_token
 from pipeline import batches
 from pipeline.batches import LabelledSampling, LanguageSampling, fill_rows, pack, permute, sample_ids
 from pipeline.errors import UsageError
@@ -29,6 +32,7 @@ def sampling(**changes: object) -> LanguageSampling:
         "rows_per_step": 4,
         "micro_batch_size": 4,
         "seed": 1,
+        "examples": partial(next_token.examples, masking=Masking(rate=0.5, mask_id=900, special=())),
     }
     return LanguageSampling(**(fields | changes))
 
@@ -154,5 +158,19 @@ def test_labels_stay_with_their_documents(n: int, micro: int, world: int):
 
 
 def test_dropout_keys_differ_by_row_and_step():
-    keys = np.concatenate([batches.dropout_keys(0, step, 8) for step in range(8)])
+    keys = np.concatenate([batches.row_keys(0, step, 8) for step in range(8)])
     assert len(set(keys.tolist())) == 64
+
+
+@pytest.mark.parametrize("objective", [masked, masked_next_token])
+def test_what_a_step_hides_is_new_every_step_and_the_same_on_any_number_of_ranks(objective: object):
+    masking = Masking(rate=0.3, mask_id=900, special=())
+    source = sampling(examples=partial(objective.examples, masking=masking), rows_per_step=9)
+    whole = source.step(2)
+    parts = [source.step(2, rank=rank, world_size=3) for rank in range(3)]
+    asked = sum(int((batch.targets != IGNORE).sum()) for batch in whole.micro_batches)
+    assert {part.targets for part in parts} == {whole.targets} == {asked}
+    rows = [tuple(row.tolist()) for part in parts for b in part.micro_batches for row in b.tokens]
+    assert sorted(rows) == sorted(tuple(row.tolist()) for b in whole.micro_batches for row in b.tokens)
+    again = source.step(2 + source.n_rows)  # the same samples, an epoch or so later
+    assert [b.tokens.tolist() for b in again.micro_batches] != [b.tokens.tolist() for b in whole.micro_batches]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from model.config import ModelConfig
 from model.decoder import Block
 from model.heads import LanguageModel
 from model.init import initialize
-from model.objectives import next_token
+from model.objectives import Masking, next_token
 from pipeline import ledger
 from pipeline.batches import LanguageSampling
 from pipeline.checkpointing import Checkpoints
@@ -160,13 +161,29 @@ def test_the_micro_batch_changes_neither_loss_nor_weights(tmp_path: Path):
     store = Store(tmp_path)
     keys = {e.stage.name: e.key for e in build([target.shards], store, submit_here) if isinstance(e, Built)}
     stream = target.shards.load(store.path("shards", keys["shards"])).split("train")
-    sampling = LanguageSampling(stream=stream, seq_len=16, rows_per_step=8, micro_batch_size=8, seed=0, dropout=True)
+    show = partial(next_token.examples, masking=Masking(rate=0.15, mask_id=0, special=()))
+    sampling = LanguageSampling(
+        stream=stream, seq_len=16, rows_per_step=8, micro_batch_size=8, seed=0, examples=show, dropout=True
+    )
     whole, weights = losses(sampling)
     for size in (1, 3):
         parts, same = losses(replace(sampling, micro_batch_size=size))
         assert parts == pytest.approx(whole, abs=1e-5)
         for name, value in weights.items():
             torch.testing.assert_close(same[name], value, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["masked", "masked_next_token"])
+def test_a_masked_base_learns_to_find_hidden_tokens_and_is_fine_tuned(objective: str, tmp_path: Path):
+    both_ways = replace(MODEL, causal=False, vocab_size=321)
+    base = replace(pretraining(objective=objective, mask_rate=0.4, steps=40), model=both_ways)
+    built(replace(finetuning(base), model=both_ways), tmp_path)
+    key = built(base, tmp_path).key
+    losses = [
+        p.metrics["val/loss"] for p in read_journal(Store(tmp_path).journal("pretrain", key)) if "val/loss" in p.metrics
+    ]
+    assert losses[-1] < losses[0] - 0.1
+    assert not (Store(tmp_path).path("pretrain", key) / "samples.txt").exists()  # it cannot write from left to right
 
 
 def test_head_only_leaves_the_body_bit_for_bit(tmp_path: Path):
