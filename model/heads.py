@@ -10,7 +10,7 @@ from model.decoder import Decoder
 from model.init import initialize
 from model.kv_cache import KVCache
 from model.losses import linear_cross_entropy
-from model.pooling import POOLING
+from model.pooling import POOLING, SCORED
 
 Tokens = Int64[Tensor, "batch seq"]
 Ids = Int[Tensor, "batch seq"]
@@ -70,10 +70,12 @@ class ClassificationHead(nn.Module):
         if n_labels < 1:
             raise ValueError(f"n_labels={n_labels} must be >= 1")
         self.n_labels, self.pooling = n_labels, pooling
+        self.query = nn.Linear(d_model, 1, bias=False) if pooling in SCORED else None
         self.score = nn.Linear(d_model, n_labels, bias=False)
 
     def forward(self, hidden: Hidden, document_ids: Ids | None = None) -> Float[Tensor, "n_documents n_labels"]:
-        return self.score(POOLING[self.pooling](hidden, document_ids))
+        scores = None if self.query is None else self.query(hidden)
+        return self.score(POOLING[self.pooling](hidden, document_ids, scores))
 
 
 class Classifier(nn.Module):

@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from pipeline.muon import Muon
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_ADAPTER = re.compile(r"\.lora_[AB]\.")
 _EMBEDDING = re.compile(r"(?:^|\.)embed\.")
 
 
@@ -27,7 +28,7 @@ class OptimizerConfig:
     muon_lr: Annotated[float, Gt(0)] | None = None
     """Muon's learning rate; null is `lr`, which suits because Muon's updates are scaled to the size of AdamW's."""
     weight_decay: Annotated[float, Ge(0)] = 0.1
-    """Decoupled decay of the blocks' matrices, times the learning rate. Embeddings, norms, biases, heads: none."""
+    """Decoupled decay of the blocks' matrices, times the learning rate. Embeddings, norms, heads, adapters: none."""
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """AdamW's memory of the gradient."""
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.95
@@ -73,7 +74,7 @@ def _recipe(name: str, parameter: nn.Parameter, config: OptimizerConfig, n_layer
     block = _BLOCK.search(name)
     below_top = n_layers - int(block[1]) if block else (n_layers + 1 if _EMBEDDING.search(name) else 0)
     scale = config.layer_lr_decay**below_top
-    if not block or parameter.ndim < 2:
+    if not block or parameter.ndim < 2 or _ADAPTER.search(name):
         return _Recipe("adamw", config.lr * scale, 0.0)
     if config.name == "muon" and parameter.ndim == 2:
         return _Recipe("muon", (config.muon_lr or config.lr) * scale, config.weight_decay)

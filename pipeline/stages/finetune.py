@@ -14,10 +14,11 @@ from model.config import ModelConfig
 from model.heads import Classifier, LanguageModel, swap_head
 from model.init import initialize
 from model.objectives import classification
-from pipeline import checkpoint
+from pipeline import checkpoint, lora
 from pipeline.batches import LabelledSampling
 from pipeline.classify import document_probabilities, tokenize
 from pipeline.engine import Engine
+from pipeline.identity import added
 from pipeline.metrics import Labelling
 from pipeline.precision import resolve
 from pipeline.stage import Context, RankContext, Resources, Stage
@@ -42,14 +43,24 @@ class FinetuneConfig(TrainingConfig):
     """Stop after this many epochs without a better validation macro-F1; the best epoch is kept."""
     batch_size: Annotated[int, Ge(1)] = 32
     """Texts in one optimizer step, all workers together."""
-    method: Literal["full", "head"] = "full"
-    """Train every weight, or the head alone over a frozen body."""
-    pooling: Literal["last", "mean"] = "last"
-    """How a text becomes one vector. A stock Llama export needs last."""
+    method: Literal["full", "lora", "head"] = "full"
+    """Train every weight; low-rank adapters of the blocks and the head; or the head alone over a frozen body."""
+    lora_rank: Annotated[int, Ge(1)] = added(8)
+    """Inner width of each adapter of method lora."""
+    lora_alpha: Annotated[float, Gt(0)] = added(16.0)
+    """What an adapter adds is scaled by this over its rank."""
+    pooling: Literal["last", "first", "mean", "attention"] = "last"
+    """How a text becomes one vector: a token's, the mean, or a learned weighing. A stock Llama export needs last."""
+    bidirectional: bool = added(False)
+    """Let each token see the whole text, also in a body pretrained from left to right. It has no stock Llama export."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout while fine-tuning."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the target that is spread evenly over all labels."""
+    class_weights: Literal["none", "balanced"] = added("none")
+    """balanced: each class counts alike, however many texts it has."""
+    r_drop: Annotated[float, Ge(0)] = added(0.0)
+    """Weight of the difference between two passes with different dropout (R-Drop), which takes twice the time."""
     layer_lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     """Learning rate of a layer over that of the one above it."""
 
@@ -77,8 +88,10 @@ class Finetune(Stage[ClassifierFiles]):
         best = checkpoint.newest(ctx.store.shelf(ctx.kind, ctx.key, BEST))
         assert best is not None, "every epoch is examined, and the first one is the best so far"
         names, tokenizer = ctx.open(self.labels).names, ctx.open(self.tokenizer).file
-        model = replace(self.model, dropout=self.config.dropout)
-        write_classifier(ctx.out, best.state.params, model, names, self.config.pooling, tokenizer)
+        params = best.state.params
+        if self.config.method == "lora":
+            params = lora.merged(self._classifier(ctx, len(names)), params)
+        write_classifier(ctx.out, params, self._shape, names, self.config.pooling, tokenizer)
         score = best.extra["history"][-1]
         ctx.notes["metrics"] = {"val/macro_f1": score["macro_f1"], "val/accuracy": score["accuracy"]}
         ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
@@ -94,7 +107,7 @@ class Finetune(Stage[ClassifierFiles]):
         with TrainingRun(
             ctx,
             self.config,
-            self.config.create_engine(classifier, self._objective(), self.model.n_layers),
+            self.config.create_engine(classifier, self._objective(sampling.targets), self.model.n_layers),
             total_steps=self.config.epochs * sampling.steps_per_epoch,
             tokens_per_step=float(np.mean([len(d) for d in sampling.documents])) * self.config.batch_size,
             extra={"history": []},
@@ -115,22 +128,34 @@ class Finetune(Stage[ClassifierFiles]):
         )
         return sampling, Exam(tokenize(tokenizer, exam_split.texts, seq_len), exam_split.targets)
 
-    def _classifier(self, ctx: RankContext, n_labels: int) -> Classifier:
-        """The base model, or random weights in its place, with a classification head and fine-tuning's own dropout."""
+    @property
+    def _shape(self) -> ModelConfig:
+        """The body as it is fine-tuned and used."""
         cfg = self.config
-        language_model = LanguageModel(
-            replace(self.model, dropout=cfg.dropout, activation_checkpointing=cfg.activation_checkpointing)
-        )
+        return replace(self.model, dropout=cfg.dropout, causal=self.model.causal and not cfg.bidirectional)
+
+    def _classifier(self, ctx: RankContext, n_labels: int) -> Classifier:
+        """The base model, or random weights in its place, with a classification head."""
+        cfg = self.config
+        language_model = LanguageModel(replace(self._shape, activation_checkpointing=cfg.activation_checkpointing))
         if self.base is None:
             initialize(language_model, self.seed)
         else:
             language_model.load_state_dict(ctx.open(self.base).load().model.state_dict())
-        classifier = swap_head(language_model, n_labels, self.config.pooling, self.seed)
-        classifier.body.requires_grad_(self.config.method == "full")
+        classifier = swap_head(language_model, n_labels, cfg.pooling, self.seed)
+        if cfg.method == "lora":
+            lora.add(classifier, cfg.lora_rank, cfg.lora_alpha, self.seed)
+            classifier.head.requires_grad_()
+        else:
+            classifier.body.requires_grad_(cfg.method == "full")
         return classifier
 
-    def _objective(self) -> Callable[..., Any]:
-        return partial(classification.loss, label_smoothing=self.config.label_smoothing)
+    def _objective(self, targets: np.ndarray) -> Callable[..., Any]:
+        cfg = self.config
+        weights = balanced_weights(targets) if cfg.class_weights == "balanced" else None
+        return partial(
+            classification.loss, label_smoothing=cfg.label_smoothing, class_weights=weights, r_drop=cfg.r_drop
+        )
 
     def _fit(self, ctx: RankContext, training: TrainingRun, sampling: LabelledSampling, exam: "Exam") -> None:
         """Train epoch by epoch until validation stops getting better."""
@@ -175,6 +200,12 @@ class Exam:
         table = engine.sum(torch.from_numpy(engine.forward(share)).to(engine.device)).cpu().numpy()
         labelling = Labelling(self.targets, table.argmax(axis=1), table.shape[1])
         return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy}
+
+
+def balanced_weights(targets: np.ndarray) -> torch.Tensor:
+    """float32 [n_labels], inverse to the rows of each class, so that the mean over all rows is 1."""
+    counts = np.bincount(targets)
+    return torch.tensor(len(targets) / (len(counts) * counts), dtype=torch.float32)
 
 
 def _best_epoch(history: list[dict[str, Any]]) -> int:

@@ -51,11 +51,16 @@ def test_padding_changes_no_label(pooling: str, pad: tuple[int, int]):
     torch.testing.assert_close(model(padded, where), model(text), atol=1e-5, rtol=1e-5)
 
 
-def test_last_and_mean_pool_what_they_say():
+def test_poolings_pool_what_they_say():
     hidden = torch.arange(12.0).view(1, 6, 2)
     packing = ids([0, 0, 0, 1, 1, -1])
-    assert POOLING["last"](hidden, packing).tolist() == [[4, 5], [8, 9]]
-    assert POOLING["mean"](hidden, packing).tolist() == [[2, 3], [7, 8]]
+    odds = torch.tensor([1.0, 1.0, 2.0, 1.0, 3.0, 9.0]).log().view(1, 6, 1)
+    assert POOLING["last"](hidden, packing, None).tolist() == [[4, 5], [8, 9]]
+    assert POOLING["first"](hidden, packing, None).tolist() == [[0, 1], [6, 7]]
+    assert POOLING["mean"](hidden, packing, None).tolist() == [[2, 3], [7, 8]]
+    weighed = POOLING["attention"](hidden, packing, odds)
+    torch.testing.assert_close(weighed, torch.tensor([[2.5, 3.5], [7.5, 8.5]]))
+    assert POOLING["attention"](hidden, packing, odds + 1e4).isfinite().all()
 
 
 @pytest.mark.parametrize("pooling", POOLING)
@@ -67,7 +72,7 @@ def test_pooling_is_differentiable_under_autocast(pooling: str):
 
 
 def test_unknown_pooling_and_no_labels_are_refused():
-    with pytest.raises(ValueError, match="pooling='max' must be one of last, mean"):
+    with pytest.raises(ValueError, match="pooling='max' must be one of last, first, mean, attention"):
         swap_head(language_model(), 3, "max", 0)
     with pytest.raises(ValueError, match="n_labels=0 must be >= 1"):
         swap_head(language_model(), 0, "last", 0)

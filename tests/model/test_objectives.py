@@ -75,6 +75,32 @@ def test_classification_is_the_smoothed_cross_entropy_of_the_labels_given(smooth
     torch.testing.assert_close(classification.loss(model, batch, label_smoothing=smoothing).sum, want)
 
 
+def test_class_weights_scale_the_loss_of_their_labels():
+    model, batch = classifier(), label_batch()
+    logits = model(batch.tokens, batch.document_ids)[[0, 1, 2, 4]]
+    want = cross_entropy(logits, torch.tensor([0, 2, 1, 0]), reduction="none") @ torch.tensor([1.0, 3.0, 2.0, 1.0])
+    weighted = classification.loss(model, batch, class_weights=torch.tensor([1.0, 2.0, 3.0]))
+    torch.testing.assert_close(weighted.sum, want)
+    assert weighted.count == 4
+
+
+def test_r_drop_adds_how_far_two_readings_are_apart():
+    still, noisy, batch = classifier(), classifier(dropout=0.3), label_batch()
+    plain = classification.loss(still, batch).sum
+    torch.testing.assert_close(classification.loss(still, batch, r_drop=5.0).sum, plain)  # nothing differs
+    twice = classification.loss(noisy, batch, r_drop=1e-9).sum
+    assert classification.loss(noisy, batch, r_drop=1.0).sum > twice
+    silent = Batch(batch.tokens, batch.targets, batch.document_ids)
+    torch.testing.assert_close(classification.loss(noisy, silent, r_drop=5.0).sum, plain)
+
+
+def test_the_divergence_is_that_of_kullback_and_leibler_both_ways():
+    one, other = torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.5]])
+    p, q = one.softmax(-1), other.softmax(-1)
+    torch.testing.assert_close(classification.divergence(one, other), ((p - q) * (p / q).log()).sum())
+    assert classification.divergence(one, one).abs() < 1e-6
+
+
 def test_a_wrong_number_of_labels_is_refused():
     batch = Batch(tokens(2, 8), torch.tensor([0, 1]), PACKING)
     with pytest.raises(ValueError, match=r"targets has shape \(2,\) but the rows hold 5 documents"):

@@ -19,6 +19,7 @@ from model.objectives import Masking, next_token
 from pipeline import ledger
 from pipeline.batches import LanguageSampling
 from pipeline.checkpointing import Checkpoints
+from pipeline.classify import probabilities
 from pipeline.errors import Preempted, UsageError
 from pipeline.guard import Guard
 from pipeline.meter import Meter
@@ -26,7 +27,7 @@ from pipeline.runner import Built, build, submit_here
 from pipeline.stage import Stage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.finetune import Finetune, FinetuneConfig
-from pipeline.stages.labels import LabelsConfig, LabelsStage
+from pipeline.stages.labels import Labels, LabelsConfig, LabelsStage
 from pipeline.stages.pretrain import Pretrain, PretrainConfig
 from pipeline.stages.shards import ShardsConfig, ShardsStage
 from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
@@ -64,6 +65,10 @@ def finetuning(base: Pretrain | None, **changes: object) -> Finetune:
     settings = {"epochs": 2, "batch_size": 32, **TRAINING, **changes}
     tokenizer = pretraining().tokenizer
     return Finetune(config=FinetuneConfig(**settings), model=MODEL, base=base, tokenizer=tokenizer, labels=labels)
+
+
+def built_labels(target: Finetune, store: Store) -> Labels:
+    return target.labels.load(store.path("labels", built(target.labels, store.home).key))
 
 
 def built(target: Stage, home: Path) -> Built:
@@ -193,6 +198,39 @@ def test_head_only_leaves_the_body_bit_for_bit(tmp_path: Path):
     after = tuned.stage.load(Store(tmp_path).path("finetune", tuned.key)).load().model
     for name, value in before.body.state_dict().items():
         assert torch.equal(after.body.state_dict()[name], value), name
+
+
+def test_adapters_learn_are_merged_and_can_be_cut_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    base = pretraining()
+    target = finetuning(base, method="lora", lora_rank=4, dropout=0.0)
+    whole = built(target, tmp_path / "whole")
+    loaded = target.load(Store(tmp_path / "whole").path("finetune", whole.key)).load().model
+    store = Store(tmp_path / "whole")
+    before = base.load(store.path("pretrain", built(base, store.home).key)).load().model.body.state_dict()
+    changed = {name for name, value in loaded.body.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.endswith("proj.weight")}
+    best = max(
+        p.metrics["val/accuracy"]
+        for p in read_journal(store.journal("finetune", whole.key))
+        if "val/accuracy" in p.metrics
+    )
+    split = built_labels(target, store).split("validation")
+    table = probabilities(target.load(store.path("finetune", whole.key)).load(), split.texts)
+    assert (table.argmax(1) == split.targets).mean() == pytest.approx(best)  # merged weights score as adapters did
+    cut_after(15, monkeypatch)
+    with pytest.raises(Cut):
+        built(target, tmp_path / "cut")
+    monkeypatch.undo()
+    assert built(target, tmp_path / "cut").digest == whole.digest
+
+
+def test_a_left_to_right_body_can_be_fine_tuned_to_read_both_ways(tmp_path: Path):
+    target = finetuning(pretraining(), bidirectional=True, pooling="attention", class_weights="balanced", r_drop=0.5)
+    loaded = target.load(Store(tmp_path).path("finetune", built(target, tmp_path).key)).load().model.double()
+    text = torch.arange(3, 9)[None]
+    hidden, changed = loaded.body(text), loaded.body(text.clone().fill_(5).where(torch.arange(6) == 5, text))
+    assert not loaded.cfg.causal
+    assert (hidden[0, 0] - changed[0, 0]).abs().max() > 1e-9  # the first token has seen the last one
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path):
