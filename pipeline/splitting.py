@@ -1,5 +1,6 @@
 """Which split a labelled text belongs to: said by a column, or drawn by its hash, so that equal texts stay together."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -87,6 +88,17 @@ def carve_validation(splits: Splits, fraction: float, seed: int) -> Splits:
     }
     divided = _divide(splits["train"], split_of)
     return {**divided, "test": splits["test"]}
+
+
+def few_of_each(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
+    """At most so many examples of each class, in their order; a larger number keeps those of a smaller one."""
+    taken: Counter[str] = Counter()
+    chosen: set[int] = set()
+    for i in sorted(range(len(examples)), key=lambda i: unit_hash(examples[i].text, f"few {seed}")):
+        if taken[examples[i].label] < most:
+            taken[examples[i].label] += 1
+            chosen.add(i)
+    return [example for i, example in enumerate(examples) if i in chosen]
 
 
 def _divide(examples: Sequence[Example], split_of: Mapping[str, SplitName]) -> Splits:

@@ -53,6 +53,8 @@ class FinetuneConfig(TrainingConfig):
     """How a text becomes one vector: a token's, the mean, or a learned weighing. A stock Llama export needs last."""
     bidirectional: bool = added(False)
     """Let each token see the whole text, also in a body pretrained from left to right. It has no stock Llama export."""
+    seq_len: Annotated[int, Ge(2)] | None = added(None)
+    """Tokens of a text that are read, also more than a row of pretraining has; null is `model.seq_len`."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout while fine-tuning."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
@@ -91,7 +93,7 @@ class Finetune(Stage[ClassifierFiles]):
         params = best.state.params
         if self.config.method == "lora":
             params = lora.merged(self._classifier(ctx, len(names)), params)
-        write_classifier(ctx.out, params, self._shape, names, self.config.pooling, tokenizer)
+        write_classifier(ctx.out, params, self.shape, names, self.config.pooling, tokenizer)
         score = best.extra["history"][-1]
         ctx.notes["metrics"] = {"val/macro_f1": score["macro_f1"], "val/accuracy": score["accuracy"]}
         ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
@@ -115,7 +117,7 @@ class Finetune(Stage[ClassifierFiles]):
             self._fit(ctx, training, sampling, exam)
 
     def _data(self, labels: Labels, tokenizer: Any) -> tuple[LabelledSampling, "Exam"]:
-        seq_len = self.model.seq_len
+        seq_len = self._shape.seq_len
         train_split, exam_split = labels.split("train"), labels.split("validation")
         sampling = LabelledSampling(
             documents=tokenize(tokenizer, train_split.texts, seq_len),
@@ -129,15 +131,20 @@ class Finetune(Stage[ClassifierFiles]):
         return sampling, Exam(tokenize(tokenizer, exam_split.texts, seq_len), exam_split.targets)
 
     @property
-    def _shape(self) -> ModelConfig:
+    def shape(self) -> ModelConfig:
         """The body as it is fine-tuned and used."""
         cfg = self.config
-        return replace(self.model, dropout=cfg.dropout, causal=self.model.causal and not cfg.bidirectional)
+        return replace(
+            self.model,
+            dropout=cfg.dropout,
+            causal=self.model.causal and not cfg.bidirectional,
+            seq_len=cfg.seq_len or self.model.seq_len,
+        )
 
     def _classifier(self, ctx: RankContext, n_labels: int) -> Classifier:
         """The base model, or random weights in its place, with a classification head."""
         cfg = self.config
-        language_model = LanguageModel(replace(self._shape, activation_checkpointing=cfg.activation_checkpointing))
+        language_model = LanguageModel(replace(self.shape, activation_checkpointing=cfg.activation_checkpointing))
         if self.base is None:
             initialize(language_model, self.seed)
         else:

@@ -15,10 +15,18 @@ from annotated_types import Ge, Lt
 
 from pipeline import sources
 from pipeline.errors import DataError
-from pipeline.identity import knob
+from pipeline.identity import added, knob
 from pipeline.readers import Reading, Row, read_rows, text_of
 from pipeline.sources import Source
-from pipeline.splitting import Example, LabelledSplit, SplitName, by_column, by_fractions, carve_validation
+from pipeline.splitting import (
+    Example,
+    LabelledSplit,
+    SplitName,
+    by_column,
+    by_fractions,
+    carve_validation,
+    few_of_each,
+)
 from pipeline.stage import Context, Stage
 from pipeline.tables import write_table
 from pipeline.text import normalise
@@ -41,6 +49,8 @@ class LabelsConfig:
     """The column that says train, validation or test; or the fractions of these three, drawn by a hash of the text."""
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
     """The part of train used for validation where no validation rows are given."""
+    train_per_class: Annotated[int, Ge(1)] | None = added(None)
+    """At most so many training rows of each class, drawn by a hash of their text; null is all. For learning curves."""
     invalid_utf8: Literal["refuse", "repair"] = "refuse"
     """Stop at bytes that are not UTF-8, or put U+FFFD in their place and count them."""
 
@@ -164,6 +174,8 @@ def _split(
         splits = by_fractions(examples, config.split, seed)
     if not splits["validation"]:
         splits = carve_validation(splits, config.validation_fraction, seed)
+    if config.train_per_class is not None:
+        splits = {**splits, "train": few_of_each(splits["train"], config.train_per_class, seed)}
     if not splits["test"]:
         where = Path(config.path).absolute()
         raise DataError(f"{where}: no row falls to test, so nothing could be measured. Give test rows or more rows")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.splitting import Example, by_fractions, carve_validation
+from pipeline.splitting import Example, by_fractions, carve_validation, few_of_each
 from pipeline.stages.labels import Labels, LabelsConfig, class_name
 from tests.pipeline.data_stages import labels_of, made, opened
 
@@ -169,3 +169,24 @@ def test_fractions_lose_nothing_keep_texts_together_and_leave_every_class_in_tra
         assert sorted(row for part in splits.values() for row in part) == sorted(rows)
         assert {row.label for row in splits["train"]} == {row.label for row in rows}
         assert not {r.text for r in splits["train"]} & {r.text for r in [*splits["validation"], *splits["test"]]}
+
+
+@given(rows=st.lists(st.tuples(st.text(max_size=4), st.sampled_from("abc")), max_size=40), most=st.integers(1, 5))
+def test_few_of_each_class_are_taken_in_order_and_a_larger_number_keeps_the_smaller_one_s(rows, most):
+    examples = [Example(text, label, "", f"row {i}") for i, (text, label) in enumerate(rows)]
+    few, more = few_of_each(examples, most, 0), few_of_each(examples, most + 1, 0)
+    assert [example for example in examples if example in few] == few
+    assert set(few) <= set(more)
+    for label in "abc":
+        there = sum(example.label == label for example in examples)
+        assert sum(example.label == label for example in few) == min(there, most)
+
+
+def test_few_shot_training_leaves_the_other_splits_as_they_are(tmp_path):
+    rows = [{"text": f"text {i}", "label": str(i % 3), "split": ("train", "test")[i % 4 == 0]} for i in range(80)]
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, few = (labels(path, split="split", train_per_class=most) for most in (None, 4))
+    assert len(few.split("train").texts) == 12
+    for name in ("validation", "test"):
+        assert few.split(name).texts == whole.split(name).texts

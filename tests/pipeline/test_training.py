@@ -12,8 +12,8 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from model.config import ModelConfig
-from model.decoder import Block
-from model.heads import LanguageModel
+from model.decoder import Block, Decoder
+from model.heads import Classifier, LanguageModel
 from model.init import initialize
 from model.objectives import Masking, next_token
 from pipeline import ledger
@@ -73,6 +73,13 @@ def built_labels(target: Finetune, store: Store) -> Labels:
 
 def built(target: Stage, home: Path) -> Built:
     return [e for e in build([target], Store(home), submit_here) if isinstance(e, Built)][-1]
+
+
+def cut_to(model: Classifier, seq_len: int) -> Classifier:
+    """The same classifier, reading no more of a text."""
+    shorter = Classifier(Decoder(replace(model.cfg, seq_len=seq_len)), model.head.n_labels, model.head.pooling)
+    shorter.load_state_dict(model.state_dict())
+    return shorter
 
 
 def cut_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +238,18 @@ def test_a_left_to_right_body_can_be_fine_tuned_to_read_both_ways(tmp_path: Path
     hidden, changed = loaded.body(text), loaded.body(text.clone().fill_(5).where(torch.arange(6) == 5, text))
     assert not loaded.cfg.causal
     assert (hidden[0, 0] - changed[0, 0]).abs().max() > 1e-9  # the first token has seen the last one
+
+
+def test_a_classifier_may_read_longer_texts_than_the_rows_of_pretraining(tmp_path: Path):
+    target = finetuning(pretraining(), seq_len=3 * MODEL.seq_len, epochs=1)
+    loaded = target.load(Store(tmp_path).path("finetune", built(target, tmp_path).key)).load()
+    texts = [f"{'the sea ' * 4}{end}" for end in ("calm", "storm")]  # more tokens than a row of pretraining has
+    same, apart = (
+        probabilities(replace(loaded, model=cut_to(loaded.model, MODEL.seq_len)), texts),
+        probabilities(loaded, texts),
+    )
+    assert np.array_equal(same[0], same[1])
+    assert not np.array_equal(apart[0], apart[1])
 
 
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path):
