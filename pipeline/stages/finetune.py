@@ -117,7 +117,7 @@ class Finetune(Stage[ClassifierFiles]):
             self._fit(ctx, training, sampling, exam)
 
     def _data(self, labels: Labels, tokenizer: Any) -> tuple[LabelledSampling, "Exam"]:
-        seq_len = self._shape.seq_len
+        seq_len = self.shape.seq_len
         train_split, exam_split = labels.split("train"), labels.split("validation")
         sampling = LabelledSampling(
             documents=tokenize(tokenizer, train_split.texts, seq_len),
