@@ -9,6 +9,7 @@ supervisor (`jobs/supervise.py`), as on a cluster. A dead tracking server is sta
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -18,9 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -91,7 +92,7 @@ def length(home: Path) -> int:
     return path.stat().st_size if path else 0
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120.0) -> bool:
+def wait_for(what: Callable[[], object], seconds: float = 300.0) -> bool:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if what():
@@ -201,25 +202,43 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
+    parser.add_argument("--kept", type=Path, help="file of finished trials, which are not run again")
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="lose-"))
     assert start(scratch / "whole", default_uri(scratch / "whole")).wait(600) == 0
     wanted = digests(scratch / "whole")
-    trials: dict[str, list[Trial]] = {kind: [] for kind in options.kinds}
+    kept = options.kept or scratch / "trials.jsonl"
+    done = _read(kept)
     for number in range(options.times):
         for kind in options.kinds:
-            chance = random.Random(f"{options.seed}-{kind}-{number}")
+            name = f"{options.seed}-{kind}-{number}"
+            if name in done:
+                continue
             home = scratch / f"{kind.replace(' ', '-')}-{number}"
-            trials[kind].append(trial(kind, home, chance, wanted))
-            if trials[kind][-1].right:
+            done[name] = trial(kind, home, random.Random(name), wanted)
+            with kept.open("a") as out:
+                out.write(json.dumps({"name": name, **asdict(done[name])}) + "\n")
+            if done[name].right:
                 shutil.rmtree(home)
-    print(f"{machine()}, seed {options.seed}\n")
+    trials = {
+        kind: [done[f"{options.seed}-{kind}-{number}"] for number in range(options.times)] for kind in options.kinds
+    }
+    report(options.seed, trials)
+    sys.exit(not all(t.right for own in trials.values() for t in own))
+
+
+def _read(kept: Path) -> dict[str, Trial]:
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    return {line.pop("name"): Trial(**line) for line in lines}
+
+
+def report(seed: int, trials: Mapping[str, Sequence[Trial]]) -> None:
+    print(f"{machine()}, seed {seed}\n")
     print("| killed | runs | right at the end | median recovery, s | longest |\n|---|---|---|---|---|")
     for kind, own in trials.items():
         taken = [t.recovery_seconds for t in own if t.recovery_seconds is not None]
         shown = f"{statistics.median(taken):.1f} | {max(taken):.1f}" if taken else "- | -"
         print(f"| {kind} | {len(own)} | {sum(t.right for t in own)} | {shown} |")
-    sys.exit(not all(t.right for own in trials.values() for t in own))
 
 
 if __name__ == "__main__":
