@@ -13,15 +13,20 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 RIVALS = {
     "random_init": "the same body from random weights",
-    "baseline": "TF-IDF + logistic regression",
+    "tfidf-logreg": "TF-IDF + logistic regression",
+    "linear-svm": "linear SVM over words and characters",
     "majority": "the most frequent class",
 }
 """What scores.json calls a rival -> what a person calls it."""
 
+NONE = "\N{EN DASH}"
+
+OURS = "this classifier"
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the classifier says of one text. `confidence` is the probability of `predicted`."""
+    """What the classifier says of one text. `confidence` is the probability of `predicted`, as served."""
 
     text: str
     label: str
@@ -31,11 +36,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Picture:
-    """One PNG twice, for light and for dark pages, and in words for who cannot see it."""
+    """One PNG twice, for light and for dark pages."""
 
     light: bytes
     dark: bytes
-    alt: str
 
     @property
     def width(self) -> int:
@@ -43,24 +47,41 @@ class Picture:
         return int.from_bytes(self.light[16:20]) * 3 // 4  # in the IHDR chunk, which every PNG starts with
 
 
-def render(scores: Mapping[str, Any], mistakes: Sequence[Prediction], pictures: Sequence[Picture]) -> str:
-    """The page. `scores` is what scores.json holds."""
+def render(
+    scores: Mapping[str, Any],
+    mistakes: Sequence[Prediction],
+    pictures: Mapping[str, Picture],
+    about: str = "",
+) -> str:
+    """The page. `scores` is what scores.json holds; `about` says what was measured, where that is not plain."""
+    rows = headline_rows(scores)
     return _template().render(
-        scores=scores, rows=headline_rows(scores), verdicts=verdicts(scores), mistakes=mistakes, pictures=pictures
+        scores=scores,
+        about=about,
+        rows=[{**row, **_place(row, rows)} for row in rows],
+        verdicts=verdicts(scores),
+        best_first=sorted(scores["per_class"], key=lambda row: (-row["f1"], row["name"])),
+        mistakes=mistakes,
+        pictures=pictures,
     )
+
+
+def rivals(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What the classifier was compared with, by the keys of RIVALS; only what was measured."""
+    found = {"random_init": scores["random_init"], **{rival["name"]: rival for rival in scores["baselines"]}}
+    return {key: rival for key, rival in {**found, "majority": scores["majority"]}.items() if rival}
 
 
 def headline_rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`{name, accuracy, accuracy_ci, macro_f1, macro_f1_ci}` of the classifier and of every rival that was measured."""
-    rivals = {name: scores[key] for key, name in RIVALS.items() if scores[key]}
     columns = ("accuracy", "accuracy_ci", "macro_f1", "macro_f1_ci")
-    everyone = {"this classifier": scores, **rivals}
+    everyone = {OURS: scores, **{RIVALS[key]: rival for key, rival in rivals(scores).items()}}
     return [{"name": name, **{c: row[c] for c in columns}} for name, row in everyone.items()]
 
 
 def verdicts(scores: Mapping[str, Any]) -> list[str]:
     """A sentence per rival: by how much the classifier leads, and whether that is more than chance."""
-    return [_verdict(name, scores[key]) for key, name in RIVALS.items() if scores[key] and key != "majority"]
+    return [_verdict(RIVALS[key], rival) for key, rival in rivals(scores).items() if key != "majority"]
 
 
 def _verdict(name: str, rival: Mapping[str, Any]) -> str:
@@ -71,6 +92,18 @@ def _verdict(name: str, rival: Mapping[str, Any]) -> str:
     return f"Macro-F1 is {abs(lead):.3f} {where} {name} ({difference}), {proof}."
 
 
+def _place(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Where the macro-F1 of a row and its interval stand, in percent of a scale that all but weak rows fit on."""
+    bounds = [end for other in rows for end in other["macro_f1_ci"] if other["macro_f1"] >= rows[0]["macro_f1"] / 2]
+    low, high = min(bounds), max(bounds)
+    room = max((high - low) / 8, 1e-6)
+    start, size = low - room, high - low + 2 * room
+    left, right, dot = (
+        round(100 * min(max((value - start) / size, 0.0), 1.0), 2) for value in (*row["macro_f1_ci"], row["macro_f1"])
+    )
+    return {"left": left, "span": round(right - left, 2), "dot": dot}
+
+
 def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{b64encode(png).decode()}"
 
@@ -79,7 +112,12 @@ def _data_uri(png: bytes) -> str:
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = _data_uri
-    environment.filters["ratio"] = "{:.3f}".format
+    environment.filters["ratio"] = _ratio
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     environment.filters["count"] = "{:,}".format
     environment.filters["interval"] = lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}"
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _ratio(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"

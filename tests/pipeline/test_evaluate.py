@@ -1,20 +1,24 @@
 import csv
+import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import metrics
 from pipeline.publish import digests
 from pipeline.runner import Built
-from pipeline.splitting import LabelledSplit
-from pipeline.stage import Context
-from pipeline.stages.evaluate import Evaluate, Evaluation, _ready, _scaled
+from pipeline.stages.evaluate import Evaluate, EvaluateConfig, Evaluation
 from pipeline.stages.labels import LabelsStage
 from pipeline.store import Store
-from tests.pipeline.data_stages import made
+from tests.pipeline.data_stages import corpus_of, made
 from tests.pipeline.toy_classifier import SCRIPT, evaluate_of, labels_of
 
 
@@ -29,8 +33,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stage(labels: LabelsStage) -> Evaluate:
-    return evaluate_of(labels, random_init=True)
+def stage(labels: LabelsStage, tmp_path_factory: pytest.TempPathFactory) -> Evaluate:
+    """With a corpus that holds every ninth of the labelled texts."""
+    rows = [json.loads(line) for line in Path(labels.config.path).read_text().splitlines()]
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join(["something else", *(f"well, {row['text']}" for row in rows[::9])]))
+    return replace(evaluate_of(labels, random_init=True), corpus=corpus_of(path))
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +56,65 @@ def test_the_scores_have_the_rivals_beside_the_model(evaluation: Evaluation):
     assert scores["n"] == 60
     low, high = scores["accuracy_ci"]
     assert low <= scores["accuracy"] <= high
-    assert scores["baseline"]["name"] == "tfidf-logreg"
-    assert scores["baseline"]["macro_f1"] > 0.8
-    assert scores["baseline"]["lead"] == pytest.approx(scores["macro_f1"] - scores["baseline"]["macro_f1"], abs=2e-6)
+    assert [rival["name"] for rival in scores["baselines"]] == ["tfidf-logreg", "linear-svm"]
+    for rival in scores["baselines"]:
+        assert rival["macro_f1"] > 0.8
+        assert rival["lead"] == pytest.approx(scores["macro_f1"] - rival["macro_f1"], abs=2e-6)
+        low, high = rival["lead_ci"]
+        assert low <= rival["lead"] <= high < 0
+        assert rival["p_value"] < 0.05
+    assert scores["baseline"] == scores["baselines"][0]
     assert scores["random_init"]["macro_f1"] != scores["macro_f1"]
     assert scores["majority"]["accuracy"] < 0.6
-    assert scores["scaled"]["log_loss"] < scores["log_loss"]
     assert [row["name"] for row in scores["per_class"]] == ["a|b <i>_", "fruit", "metal"]
 
 
-def test_the_predictions_are_kept_and_agree_with_the_scores(evaluation: Evaluation):
-    table = pq.read_table(evaluation.path / "predictions.parquet").to_pydict()
-    assert list(table) == ["text", "label", "predicted", "confidence"]
-    right = np.array(table["label"]) == np.array(table["predicted"])
+def test_the_temperature_is_that_of_the_validation_texts_and_both_calibrations_are_kept(evaluation: Evaluation):
+    scores = evaluation.scores
+    assert scores["temperature"] > 1, "random weights are sure of what they do not know"
+    assert set(scores["calibrated"]) == {"log_loss", "brier", "ece"}
+    assert all(scores["calibrated"][name] < scores[name] for name in scores["calibrated"])
+    assert "scaled" not in scores
+
+
+def test_the_predictions_are_kept_calibrated_and_agree_with_the_scores(evaluation: Evaluation):
+    table = pq.read_table(evaluation.path / "predictions.parquet")
+    assert table.column_names == ["text", "label", "predicted", "confidence", "probabilities"]
+    assert table.schema.field("probabilities").type == pa.list_(pa.float32())
+    rows, names = table.to_pydict(), [row["name"] for row in evaluation.scores["per_class"]]
+    right = np.array(rows["label"]) == np.array(rows["predicted"])
     assert right.mean() == pytest.approx(evaluation.scores["accuracy"], abs=1e-6)
-    assert all(1 / 3 <= c <= 1 for c in table["confidence"])
+    served = np.array(rows["probabilities"])
+    np.testing.assert_allclose(served.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(served.max(axis=1), rows["confidence"], atol=1e-5)
+    assert [names[i] for i in served.argmax(axis=1)] == rows["predicted"]
+    targets = np.array([names.index(label) for label in rows["label"]])
+    assert metrics.calibration(targets, served) == pytest.approx(evaluation.scores["calibrated"], abs=1e-4)
+
+
+def test_slices_thresholds_and_confusions_add_up(evaluation: Evaluation):
+    scores = evaluation.scores
+    quarters = [part for part in scores["slices"]["length"] if not part["name"].startswith("cut off")]
+    assert sum(part["n"] for part in quarters) == 60
+    right = sum(part["n"] * part["accuracy"] for part in quarters)
+    assert right == pytest.approx(60 * scores["accuracy"], abs=1e-3)
+    assert scores["slices"]["length"][-1]["name"] == "cut off after 22 tokens"
+    assert scores["thresholds"][0]["macro_f1"] == scores["macro_f1"]
+    assert scores["cuts"] is None
+    assert sum(pair["count"] for pair in scores["confusions"]) == pytest.approx(60 * (1 - scores["accuracy"]), abs=1e-3)
+    assert all(pair["label"] != pair["predicted"] for pair in scores["confusions"])
+
+
+def test_test_texts_in_the_corpus_are_counted_and_shown(evaluation: Evaluation, labels: LabelsStage):
+    found = evaluation.scores["contamination"]
+    splits = [json.loads(line)["split"] for line in Path(labels.config.path).read_text().splitlines()[::9]]
+    assert found["corpus"]["n"] == splits.count("test") > 0
+    assert found["corpus"]["share"] == pytest.approx(found["corpus"]["n"] / 60, abs=1e-6)
+    assert found["corpus"]["clean"]["n"] + found["corpus"]["found"]["n"] == 60
+    [example, *_] = found["corpus"]["examples"]
+    assert example["excerpt"].startswith("well, ")
+    page = (evaluation.path / "report.html").read_text()
+    assert "Were the test texts there to be learned?" in page
 
 
 def test_the_error_table_has_the_most_confident_mistakes_first(evaluation: Evaluation):
@@ -87,19 +139,25 @@ def test_the_report_shows_hostile_text_as_text_and_fetches_nothing(evaluation: E
     page = (evaluation.path / "report.html").read_text()
     tags = Tags()
     tags.feed(page)
-    assert not {"script", "i", "iframe", "link", "base"} & {tag for tag, _ in tags.found}
+    assert not {"script", "i", "iframe", "link", "base", "form"} & {tag for tag, _ in tags.found}
     assert SCRIPT not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
     assert "default-src 'none'" in page
-    sources = [value for _, attrs in tags.found for name, value in attrs.items() if name in ("src", "srcset", "href")]
-    assert len(sources) == 6
-    assert all(source and source.startswith("data:image/png;base64,") for source in sources)
+    values = [(name, value or "") for _, attrs in tags.found for name, value in attrs.items()]
+    pictures = [value for name, value in values if name in ("src", "srcset")]
+    assert len(pictures) == 2 * 5
+    assert all(value.startswith("data:image/png;base64,") for value in pictures)
+    assert not [value for name, value in values if name == "href"], "in a sandboxed frame links go nowhere"
+    labels = {value for name, value in values if name == "for"}
+    assert len(labels) >= 8
+    assert labels == {value for name, value in values if name == "id" and value.startswith("to-")}
     assert not re.search(r"https?:|url\(|@import| on\w+=", page)
 
 
 def test_the_report_names_the_baseline_and_says_who_leads(evaluation: Evaluation):
     page = (evaluation.path / "report.html").read_text()
     assert "TF-IDF + logistic regression" in page
+    assert "linear SVM" in page
     assert re.search(r"Macro-F1 is 0\.\d{3} below TF-IDF", page)
 
 
@@ -109,33 +167,64 @@ def test_equal_inputs_give_equal_bytes(stage: Evaluate, built: Built, evaluation
 
 
 def test_timings_and_headline_numbers_are_notes(built: Built, evaluation: Evaluation):
-    metrics = built.notes["metrics"]
-    assert metrics["test/macro_f1"] == evaluation.scores["macro_f1"]
-    assert metrics["baseline/macro_f1"] == evaluation.scores["baseline"]["macro_f1"]
-    assert metrics["test/latency_seconds"] > 0
-    assert metrics["test/texts_per_second"] > 0
-    assert metrics["baseline/seconds"] > 0
-    assert "TF-IDF" in built.notes["headline"]
-    assert {"report.html", "scores.json", "confusion.png"} <= set(built.notes["files"])
+    noted = built.notes["metrics"]
+    assert noted["test/macro_f1"] == evaluation.scores["macro_f1"]
+    assert noted["test/calibrated_ece"] == evaluation.scores["calibrated"]["ece"]
+    assert noted["test/temperature"] == evaluation.scores["temperature"]
+    assert noted["baseline/macro_f1"] == evaluation.scores["baseline"]["macro_f1"]
+    assert noted["linear-svm/macro_f1"] == evaluation.scores["baselines"][1]["macro_f1"]
+    assert 0 < noted["test/latency_seconds"] <= noted["test/latency_p95_seconds"]
+    assert noted["test/tokens_per_second"] > noted["test/texts_per_second"] > 0
+    for what in ("tfidf-logreg", "linear-svm", "contamination"):
+        assert noted[f"{what}/seconds"] > 0
+    assert noted["contamination/corpus_share"] == evaluation.scores["contamination"]["corpus"]["share"]
+    for word in ("best baseline", "ms a text", "p95", "texts/s"):
+        assert word in built.notes["headline"]
+    assert {"report.html", "scores.json", "confusion.png", "roc.png", "precision_recall.png"} <= set(
+        built.notes["files"]
+    )
+    assert not re.search(r"second|latency", (evaluation.path / "scores.json").read_text())
 
 
-def test_baseline_and_random_weights_can_be_left_out(labels: LabelsStage, home: Path):
-    stage = evaluate_of(labels, baseline=False)
+def test_a_baseline_named_twice_is_refused():
+    with pytest.raises(ValueError, match="name each once"):
+        EvaluateConfig(baselines=("linear-svm", "linear-svm"))
+
+
+def only(labels: LabelsStage, keep: Callable[[dict[str, Any]], bool], **config: Any) -> LabelsStage:
+    """The same stage, over the rows to keep."""
+    path = Path(labels.config.path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(json.dumps(row) for row in rows if keep(row)))
+    return replace(labels, config=replace(labels.config, **config))
+
+
+def test_without_validation_rows_nothing_is_rescaled_and_all_that_costs_time_can_be_left_out(
+    tmp_path: Path, home: Path
+):
+    labels = only(labels_of(tmp_path), lambda row: row["split"] != "validation", validation_fraction=0.0)
+    stage = evaluate_of(labels, baselines=(), contamination=False)
+    folder = Store(home).open("evaluate", made(stage, home).key)
+    scores, page = stage.load(folder).scores, (folder / "report.html").read_text()
+    assert scores["temperature"] == 1.0
+    assert scores["calibrated"] == pytest.approx({name: scores[name] for name in scores["calibrated"]}, abs=1e-4)
+    assert "not calibrated" in page
+    assert scores["baselines"] == []
+    for name in ("baseline", "random_init", "contamination"):
+        assert scores[name] is None
+    assert "TF-IDF" not in page
+    assert 'id="contamination"' not in page
+
+
+def test_two_classes_get_a_table_of_where_to_draw_the_line_and_no_corpus_is_no_error(tmp_path: Path, home: Path):
+    labels = only(labels_of(tmp_path), lambda row: row["label"] != "metal")
+    stage = evaluate_of(labels, baselines=("linear-svm",))
     folder = Store(home).open("evaluate", made(stage, home).key)
     scores = stage.load(folder).scores
-    assert scores["baseline"] is None
-    assert scores["random_init"] is None
-    assert "TF-IDF" not in (folder / "report.html").read_text()
-
-
-def test_without_validation_rows_nothing_is_rescaled(stage: Evaluate, home: Path, built: Built, tmp_path: Path):
-    loaded = _ready(stage.classifier.load(_input_path(home, built)))
-    ctx = Context(store=Store(home), kind="evaluate", key="", keys={}, out=tmp_path, work=tmp_path)
-    empty = LabelledSplit([], np.array([], dtype=np.int64))
-    assert _scaled(ctx, loaded, empty, np.array([0]), np.full((1, 3), 1 / 3)) is None
-
-
-def _input_path(home: Path, built: Built) -> Path:
-    manifest = Store(home).find("evaluate", built.key)
-    assert manifest
-    return Store(home).path("randomclassifier", manifest.meta["input_keys"]["classifier"]["key"])
+    assert scores["cuts"]["positive"] == "fruit"
+    recalls = [row["recall"] for row in scores["cuts"]["rows"]]
+    assert recalls == sorted(recalls, reverse=True)
+    assert "Where to draw the line" in (folder / "report.html").read_text()
+    assert scores["baseline"]["name"] == "linear-svm"
+    assert scores["contamination"]["corpus"] is None
+    assert scores["contamination"]["training"]["n"] >= 0
