@@ -9,20 +9,23 @@ from typing import Any
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
 
 from jobs import pyfunc_classifier
-from jobs.mlflow_runs import KEY, STAGE, Book
+from jobs.mlflow_runs import Book
+from jobs.mlflow_tags import DIGEST, KEY, STAGE, URI
 from jobs.record import StageRecord
 from pipeline.publish import MANIFEST, Manifest
 from pipeline.store import Store
 
-DIGEST, URI = "gristmill.digest", "gristmill.uri"
-REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
-"""What the classifier needs where it is served. Always given: inferring them takes MLflow up to a minute."""
+REQUIREMENTS = {
+    "config.json": ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas"),
+    "model.onnx": ("mlflow", "onnxruntime", "tokenizers", "numpy", "pandas"),
+}
+"""By a file that only one export format has: what serving it needs. Inferring this would take MLflow a minute."""
 
 
 def is_export(manifest: Manifest) -> bool:
-    """Whether an artifact is a classifier in the Hugging Face layout, which runs without this package."""
+    """Whether an artifact is a classifier in a format that runs without this package."""
     model = manifest.meta.get("notes", {}).get("model", {})
-    return model.get("role") == "classifier" and "config.json" in manifest.files
+    return model.get("role") == "classifier" and any(name in manifest.files for name in REQUIREMENTS)
 
 
 def model_ancestors(store: Store, manifest: Manifest) -> list[str]:
@@ -89,6 +92,10 @@ def pack_classifier(export: Path, target: Path, model: LoggedModel | None = None
             str(target),
             python_model=pyfunc_classifier.__file__,
             artifacts={pyfunc_classifier.ARTIFACT: str(files)},
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _requirements(export)],
             mlflow_model=Model(model_id=model.model_id, run_id=model.source_run_id) if model else None,
         )
+
+
+def _requirements(export: Path) -> tuple[str, ...]:
+    return next(packages for name, packages in REQUIREMENTS.items() if (export / name).is_file())

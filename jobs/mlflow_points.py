@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.record import Record, folder
 from pipeline.store import Store
-from pipeline.tracking import Point
+from pipeline.tracking import Point, system_path
 
 STATE = "mirror.json"
 
@@ -44,6 +44,12 @@ class Offsets:
             return {}
 
 
+def journals(store: Store, kind: str, key: str) -> dict[str, Path]:
+    """The journals of a stage, by the names that their offsets are kept under: its own, and that of the machine."""
+    journal = store.journal(kind, key)
+    return {key: journal, f"{key}.system": system_path(journal)}
+
+
 def points_after(journal: Path, offset: int) -> Iterator[tuple[Point, int]]:
     """The whole lines from a byte offset on, each with the offset behind it. A torn last line is left for later."""
     if not journal.exists():
@@ -60,9 +66,10 @@ def points_after(journal: Path, offset: int) -> Iterator[tuple[Point, int]]:
 def unsent(home: Path, record: Record) -> int:
     """How many values the journals of a run hold that its tracker does not have."""
     store, offsets = Store(home), Offsets.of(home, record.run)
-    keyed = [stage for stage in record.stages if stage.key]
+    keyed = [journals(store, stage.kind, stage.key) for stage in record.stages if stage.key]
     return sum(
         len(point.metrics)
-        for stage in keyed
-        for point, _ in points_after(store.journal(stage.kind, str(stage.key)), offsets.sent(str(stage.key)))
+        for of_stage in keyed
+        for name, journal in of_stage.items()
+        for point, _ in points_after(journal, offsets.sent(name))
     )

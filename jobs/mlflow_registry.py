@@ -1,43 +1,32 @@
 """The registry: one version for each exported classifier, carrying the chain of artifacts it was made from."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from jobs.mlflow_models import find_model, is_export
-from jobs.mlflow_runs import KEY, RUN, Book, set_tags
+from jobs.mlflow_notes import chain_note, registered_note
+from jobs.mlflow_runs import Book, set_tags
+from jobs.mlflow_tags import CANDIDATE, CHAMPION, COMMIT, DIRTY, KEY, REGISTERED, RUN
 from jobs.record import StageRecord
-from pipeline.publish import Manifest
-from pipeline.store import Store
+from pipeline.ancestry import Link, chain
 
-REGISTERED = "gristmill.registered"
-CANDIDATE = "candidate"
 LONGEST_DESCRIPTION = 5000
 
 
-@dataclass(frozen=True)
-class Link:
-    """One artifact of a chain."""
+def register(book: Book) -> list[ModelVersion]:
+    """A version for every exported classifier of a record that asks for them.
 
-    kind: str
-    key: str
-    manifest: Manifest
-
-
-def register(book: Book) -> ModelVersion | None:
-    """A version for every exported classifier of a record that asks for one; the last of them, or None.
-
-    A record proposes its version as `candidate` once: sending it again later takes the alias from nobody.
+    A record proposes its version as `candidate` once: sending it again later takes the alias from nobody. What is the
+    champion already is not proposed.
     """
     if not book.record.register_name:
-        return None
+        return []
     exports = [link for stage in book.record.stages if (link := _export(book, stage))]
-    versions = [_register_one(book, name, link) for name, link in _named(book, exports)]
-    return versions[-1] if versions else None
+    return [_register_one(book, name, link) for name, link in _named(book, exports)]
 
 
 def _export(book: Book, stage: StageRecord) -> tuple[StageRecord, Link] | None:
@@ -48,11 +37,11 @@ def _export(book: Book, stage: StageRecord) -> tuple[StageRecord, Link] | None:
 
 
 def _named(book: Book, exports: list[tuple[StageRecord, Link]]) -> Iterator[tuple[str, Link]]:
-    """The name is the record's own; where a pipeline has several tasks, each adds its label."""
+    """The name that was given; else the record's, to which each of several tasks adds its label."""
     for stage, link in exports:
         several = sum(other.kind == stage.kind for other in book.record.stages) > 1
         label = stage.name.removeprefix(stage.kind) if several else ""
-        yield f"{book.record.register_name}{label}", link
+        yield book.record.register_names.get(stage.name, f"{book.record.register_name}{label}"), link
 
 
 def _register_one(book: Book, name: str, export: Link) -> ModelVersion:
@@ -62,7 +51,9 @@ def _register_one(book: Book, name: str, export: Link) -> ModelVersion:
     _name_versions(book, model, version)
     tag = f"{REGISTERED}.{name}"
     if book.parent.data.tags.get(tag) != str(version.version):
-        book.client.set_registered_model_alias(name, CANDIDATE, str(version.version))
+        champion = book.client.get_registered_model(name).aliases.get(CHAMPION)
+        if str(champion) != str(version.version):
+            book.client.set_registered_model_alias(name, CANDIDATE, str(version.version))
         set_tags(book.client, book.parent.info.run_id, {tag: str(version.version)})
     return version
 
@@ -74,17 +65,17 @@ def _find_version(book: Book, name: str, key: str) -> ModelVersion | None:
 
 def _create_version(book: Book, name: str, export: Link, model: LoggedModel) -> ModelVersion:
     try:
-        book.client.create_registered_model(name)
+        book.client.create_registered_model(name, description=registered_note(name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    links = list(chain(book.store, export))
+    links = chain(book.store, [(export.kind, export.key)])
     return book.client.create_model_version(
         name,
         model.artifact_location,
         model.source_run_id,
-        tags={KEY: export.key, RUN: book.record.run, **_lineage_tags(links)},
-        description=_describe(book, links),
+        tags={KEY: export.key, RUN: book.record.run, **_code(book), **_lineage_tags(links)},
+        description=chain_note(book, links, LONGEST_DESCRIPTION),
         model_id=model.model_id,
         await_creation_for=0,
     )
@@ -98,38 +89,16 @@ def _name_versions(book: Book, model: LoggedModel, version: ModelVersion) -> Non
         book.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": json.dumps([*known, entry])})
 
 
-def chain(store: Store, link: Link) -> Iterator[Link]:
-    """An artifact and everything it was made from, nearest first, each once."""
-    seen, waiting = {link.key}, [link]
-    while waiting:
-        link = waiting.pop(0)
-        yield link
-        for needed in link.manifest.meta.get("input_keys", {}).values():
-            upstream = store.find(needed["kind"], needed["key"])
-            if upstream and needed["key"] not in seen:
-                seen.add(needed["key"])
-                waiting.append(Link(needed["kind"], needed["key"], upstream))
+def _code(book: Book) -> dict[str, str]:
+    return {COMMIT: book.record.commit, DIRTY: str(book.record.dirty)} if book.record.commit else {}
 
 
-def _lineage_tags(links: list[Link]) -> dict[str, str]:
-    """The key of every artifact in the chain, by kind, and the content digest of what has no input: the raw data."""
-    keys = {f"gristmill.{link.kind}.key": link.key for link in reversed(links)}
-    digests = {
-        f"gristmill.{x.kind}.digest": x.manifest.digest for x in reversed(links) if not x.manifest.meta["input_keys"]
-    }
-    return keys | digests
-
-
-def _describe(book: Book, links: list[Link]) -> str:
-    rows = [f"| {x.kind} | `{x.key}` | `{x.manifest.digest}` | {_run_of(book, x.key)} |" for x in links]
-    title = f"Made by run `{book.record.run}` from commit `{book.record.commit or 'unknown'}`."
-    table = "\n".join(["| made from | key | digest | run |", "|---|---|---|---|", *rows])
-    return f"{title}\n\n{table}"[:LONGEST_DESCRIPTION]
-
-
-def _run_of(book: Book, key: str) -> str:
-    if key in book.children:
-        return f"`{book.children[key].info.run_id}`"
-    stage = next((stage for stage in book.record.stages if stage.key == key), None)
-    maker = book.parent.data.tags.get(f"gristmill.reused_from.{stage.name}", "") if stage else ""
-    return f"`{maker}`" if maker else ""
+def _lineage_tags(links: Sequence[Link]) -> dict[str, str]:
+    """The key of every artifact in the chain, by kind; and for those made of raw data, what that was."""
+    tags = {f"gristmill.{link.kind}.key": link.key for link in links}
+    for link in links:
+        for source in link.sources:
+            at = f"gristmill.{link.kind}"
+            tags |= {f"{at}.digest": link.manifest.digest}
+            tags |= {f"{at}.source": source["source"], f"{at}.source_digest": source["digest"]}
+    return tags

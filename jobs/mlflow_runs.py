@@ -11,15 +11,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from jobs.cost import cost
 from jobs.mlflow_client import artifact_root
-from jobs.mlflow_points import Offsets, points_after
+from jobs.mlflow_points import Offsets, journals, points_after
+from jobs.mlflow_tags import ATTEMPT, COMMIT, DIRTY, IMAGE, JOB, KEY, KIND, NOTE, PLAN, REUSED_FROM, RUN, STAGE
 from jobs.record import Record, StageRecord, folder, is_live, slug
 from pipeline.store import Store
 
 T = TypeVar("T")
 
-RUN, STAGE, KEY, PLAN, ATTEMPT = (f"gristmill.{word}" for word in ("run", "stage", "key", "plan", "attempt"))
-REUSED_FROM = "gristmill.reused_from"
 POINTS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100
 KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the view for model training; without it the page opens in the one for language-model applications."""
@@ -27,7 +27,10 @@ KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 
 @dataclass
 class Book:
-    """One record and what MLflow has of it: `parent`, and `children` by artifact key."""
+    """One record and what MLflow has of it: `parent`, and `children` by artifact key.
+
+    `makers` are runs of other records that have been looked for, by key.
+    """
 
     client: MlflowClient
     home: Path
@@ -35,6 +38,7 @@ class Book:
     experiment: Experiment
     parent: Run
     children: dict[str, Run] = field(default_factory=dict)
+    makers: dict[str, Run | None] = field(default_factory=dict)
 
     @property
     def store(self) -> Store:
@@ -43,7 +47,7 @@ class Book:
 
 def open_book(client: MlflowClient, home: Path, record: Record) -> Book:
     """Find the runs of a record, and make the parent where there is none."""
-    experiment = _experiment(client, home, record.name)
+    experiment = experiment_named(client, home, record.name)
     found = client.search_runs([experiment.experiment_id], f"tags.`{RUN}` = '{record.run}'", max_results=1000)
     runs = _one_each(client, found)
     parent = runs.pop("", None) or _create_parent(client, experiment, record)
@@ -61,7 +65,8 @@ def _one_each(client: MlflowClient, found: Sequence[Run]) -> dict[str, Run]:
     return kept
 
 
-def _experiment(client: MlflowClient, home: Path, name: str) -> Experiment:
+def experiment_named(client: MlflowClient, home: Path, name: str) -> Experiment:
+    """The experiment of a pipeline, made where there is none."""
     if known := client.get_experiment_by_name(name):
         return known
     root = None if _is_server(client) else (artifact_root(home) / slug(name)).as_uri()
@@ -89,19 +94,33 @@ def _describe(book: Book) -> None:
     client, record, parent = book.client, book.record, book.parent
     if parent.data.tags.get(ATTEMPT) == str(record.attempt):
         return
-    new = [Param(name, str(value)) for name, value in record.params.items() if name not in parent.data.params]
-    for part in _parts(new, PARAMS_PER_REQUEST):
-        client.log_batch(parent.info.run_id, params=part)
+    log_params(client, parent, {name: str(value) for name, value in record.params.items()})
     resolved = folder(book.home, record.run) / "resolved.yaml"
     if resolved.exists():
         client.log_artifact(parent.info.run_id, str(resolved))
+    set_tags(client, parent.info.run_id, made_by(record))
+
+
+def made_by(record: Record) -> dict[str, str]:
+    """Tags that say what code worked on a run, where, and in which attempt."""
     tags = {
+        "mlflow.source.name": "gristmill",
+        "mlflow.source.type": "LOCAL" if record.job_id is None else "JOB",
         "mlflow.source.git.commit": record.commit,
-        "commit": record.commit,
-        "dirty": record.dirty,
+        COMMIT: record.commit,
+        DIRTY: record.dirty,
+        IMAGE: record.image,
+        JOB: record.job_id,
         ATTEMPT: record.attempt,
     }
-    set_tags(client, parent.info.run_id, {name: str(value) for name, value in tags.items() if value is not None})
+    return {name: str(value) for name, value in tags.items() if value is not None}
+
+
+def log_params(client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
+    """Log the params that a run does not have."""
+    new = [Param(name, value) for name, value in params.items() if name not in run.data.params]
+    for part in _parts(new, PARAMS_PER_REQUEST):
+        client.log_batch(run.info.run_id, params=part)
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
@@ -127,7 +146,9 @@ def _create_child(book: Book, number: int, stage: StageRecord) -> Run:
         "mlflow.parentRunId": book.parent.info.run_id,
         RUN: book.record.run,
         STAGE: stage.name,
+        KIND: stage.kind,
         KEY: stage.key,
+        **made_by(book.record),
     }
     return book.client.create_run(book.experiment.experiment_id, stage.started_ms, tags, f"{number}-{stage.name}")
 
@@ -137,30 +158,45 @@ def _made_elsewhere(book: Book, stage: StageRecord) -> bool:
     tag = f"{REUSED_FROM}.{stage.name}"
     if tag in book.parent.data.tags:
         return True
-    experiments = [experiment.experiment_id for experiment in book.client.search_experiments()]
-    makers = book.client.search_runs(
-        experiments, f"tags.`{KEY}` = '{stage.key}'", max_results=1, order_by=["start_time ASC"]
-    )
-    if makers and stage.status == "reused":
-        book.client.set_tag(book.parent.info.run_id, tag, makers[0].info.run_id)
-    return bool(makers)
+    maker = maker_of(book, str(stage.key))
+    if maker and stage.status == "reused":
+        set_tags(book.client, book.parent.info.run_id, {tag: maker.info.run_id})
+    return maker is not None
+
+
+def maker_of(book: Book, key: str) -> Run | None:
+    """The run that shows how an artifact was made: of this record, or the oldest anywhere."""
+    if key in book.children:
+        return book.children[key]
+    if key not in book.makers:
+        experiments = [experiment.experiment_id for experiment in book.client.search_experiments()]
+        found = book.client.search_runs(
+            experiments, f"tags.`{KEY}` = '{key}'", max_results=1, order_by=["start_time ASC"]
+        )
+        book.makers[key] = found[0] if found else None
+    return book.makers[key]
 
 
 def send_points(book: Book, child: Run, stage: StageRecord) -> None:
     """Send the journal lines that this run does not have. A line sent twice makes one point: its time is fixed."""
     assert stage.key is not None, "a stage that has a run has a key"
-    run_id, offsets = child.info.run_id, Offsets.of(book.home, book.record.run)
+    for name, journal in journals(book.store, stage.kind, stage.key).items():
+        _send_journal(book, child.info.run_id, name, journal)
+
+
+def _send_journal(book: Book, run_id: str, name: str, journal: Path) -> None:
+    offsets = Offsets.of(book.home, book.record.run)
     batch: list[Metric] = []
-    sent = end = offsets.get(stage.key, run_id)
-    for point, end in points_after(book.store.journal(stage.kind, stage.key), sent):
+    sent = end = offsets.get(name, run_id)
+    for point, end in points_after(journal, sent):
         batch += [Metric(name, value, point.timestamp_ms, point.step) for name, value in point.metrics.items()]
         if len(batch) >= POINTS_PER_REQUEST:
             log_metrics(book.client, run_id, batch)
-            offsets.put(stage.key, run_id, end)
+            offsets.put(name, run_id, end)
             batch = []
     log_metrics(book.client, run_id, batch)
     if end != sent:
-        offsets.put(stage.key, run_id, end)
+        offsets.put(name, run_id, end)
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
@@ -187,8 +223,14 @@ def close(book: Book) -> None:
     status = parent_status(book)
     if status != "RUNNING":
         _end_abandoned(book)
-        log_metrics(book.client, book.parent.info.run_id, _headline(book.record))
+        log_metrics(book.client, book.parent.info.run_id, _headline(book))
     end(book, book.parent, status, book.record.finished_ms)
+
+
+def note(book: Book, text: str) -> None:
+    """Show this Markdown on the page of the run, if it does not show it yet."""
+    if book.parent.data.tags.get(NOTE) != text:
+        set_tags(book.client, book.parent.info.run_id, {NOTE: text})
 
 
 def _end_abandoned(book: Book) -> None:
@@ -207,11 +249,13 @@ def parent_status(book: Book) -> str:
     return {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "preempted": "KILLED"}[record.status]
 
 
-def _headline(record: Record) -> list[Metric]:
-    """The numbers of the result, and the time since the run began; a step an attempt."""
+def _headline(book: Book) -> list[Metric]:
+    """The numbers of the result, the time since the run began, and what it cost; a step an attempt."""
+    record = book.record
     if record.finished_ms is None:
         return []
-    values = {**(record.result or {}), "wall_seconds": (record.finished_ms - record.started_ms) / 1000}
+    seconds = {"wall_seconds": (record.finished_ms - record.started_ms) / 1000}
+    values = {**(record.result or {}), **seconds, **cost(record, book.store)}
     return numbers(values, record.finished_ms, step=record.attempt)
 
 

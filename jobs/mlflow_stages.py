@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Run
 
 from jobs.mlflow_models import find_model, mirror_model, model_ancestors
-from jobs.mlflow_runs import Book, child_for, end, log_metrics, numbers, send_points
+from jobs.mlflow_notes import stage_note
+from jobs.mlflow_runs import Book, child_for, end, log_metrics, log_params, made_by, numbers, send_points, set_tags
+from jobs.mlflow_tags import DIGEST, INPUTS, NOTE, SOURCES, URI, params_of, sources_text
 from jobs.record import StageRecord
+from pipeline.ancestry import Link
 from pipeline.publish import MANIFEST, Manifest
 
+SCORES = ("test/accuracy", "test/macro_f1", "test/ece", "test/calibrated_ece", "baseline/macro_f1")
+"""Of an evaluation, what is shown beside a model."""
 DIGEST_CHARACTERS = 36
 """As long as MLflow lets a dataset's digest be."""
 
@@ -37,18 +42,53 @@ def _show(book: Book, child: Run, stage: StageRecord) -> None:
         return
     artifact = book.store.path(stage.kind, stage.key)
     notes = manifest.meta.get("notes", {})
+    link = Link(stage.kind, stage.key, manifest)
+    _describe(book, child, link)
     log_metrics(book.client, child.info.run_id, _summary(artifact, notes))
     _link_datasets(book, child, notes)
     _upload_files(book, child, artifact, notes)
     _link_models(book, child, manifest)
     if "model" in notes:
-        mirror_model(book, child, stage, manifest)
+        model = mirror_model(book, child, stage, manifest)
+        if NOTE not in model.tags:
+            book.client.set_logged_model_tags(model.model_id, {NOTE: stage_note(book, link)})
+        _show_scores(book, child, manifest, model.model_id)
 
 
-def _summary(artifact: Path, notes: Mapping[str, Any]) -> list[Any]:
+def _describe(book: Book, child: Run, link: Link) -> None:
+    """Everything by which the chain can be walked later without this machine; and the same for a person."""
+    meta = link.manifest.meta
+    recipe = meta.get("recipe", {})
+    tags = {
+        **made_by(book.record),  # by the attempt that finished it
+        DIGEST: link.manifest.digest,
+        URI: book.store.path(link.kind, link.key).resolve().as_uri(),
+        INPUTS: json.dumps(meta.get("input_keys", {})),
+        NOTE: stage_note(book, link),
+    }
+    if link.sources:
+        tags[SOURCES] = sources_text(link.sources, recipe.get("sources", {}))
+    log_params(book.client, child, params_of(link.kind, recipe))
+    set_tags(book.client, child.info.run_id, tags)
+
+
+def _summary(artifact: Path, notes: Mapping[str, Any]) -> list[Metric]:
     """Stamped with the time of publication, which never changes, so that sending them again makes no second point."""
     published_ms = (artifact / MANIFEST).stat().st_mtime_ns // 1_000_000
     return numbers({"seconds": notes.get("seconds"), **notes.get("metrics", {})}, published_ms)
+
+
+def _show_scores(book: Book, child: Run, manifest: Manifest, model_id: str) -> None:
+    """The scores that a model comes with, on its own page and on that of the run that a version of it links to."""
+    for needed in manifest.meta.get("input_keys", {}).values():
+        evaluation = book.store.find(needed["kind"], needed["key"]) if needed["kind"] == "evaluate" else None
+        if evaluation is None:
+            continue
+        for score in _summary(book.store.path(needed["kind"], needed["key"]), evaluation.meta.get("notes", {})):
+            if score.key in SCORES:  # one by one: a batch does not reach the model
+                book.client.log_metric(
+                    child.info.run_id, score.key, score.value, score.timestamp, score.step, model_id=model_id
+                )
 
 
 def _link_datasets(book: Book, child: Run, notes: Mapping[str, Any]) -> None:

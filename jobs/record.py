@@ -24,6 +24,10 @@ EndStatus = Literal["succeeded", "failed", "cancelled", "preempted"]
 
 JOB_ID = "GRISTMILL_JOB_ID"
 """Set in the environment of a driver that runs as a job of a cluster."""
+COMMIT, DIRTY = "GRISTMILL_COMMIT", "GRISTMILL_DIRTY"
+"""What code this is, for a driver that runs outside a checkout: a job, or a container image. DIRTY is 1 or 0."""
+IMAGE = "GRISTMILL_IMAGE"
+"""The container image that a driver runs in, by digest best of all."""
 RECORD, LOCK = "record.json", "lock"
 PATIENCE_SECONDS = 0.2
 """How long a held lock is waited for: longer than `is_live` holds one, so looking at a run never gets in its way."""
@@ -55,9 +59,14 @@ class Record:
     finished_ms: int | None = None
     commit: str | None = None
     dirty: bool = False
+    image: str | None = None
+    cpus: int = 0
+    """Cores that the stages share."""
     job_id: str | None = None
     """The cluster's name for it, where it was submitted to one."""
     register_name: str | None = None
+    register_names: dict[str, str] = field(default_factory=dict)
+    """By export stage, what its model is called where that is not `register_name` with the task's name after it."""
     tracking_uri: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
     stages: Sequence[StageRecord] = ()
@@ -142,19 +151,24 @@ def open_record(
     stages: Sequence[tuple[str, str]],
     params: Mapping[str, Any],
     register_name: str | None = None,
+    register_names: Mapping[str, str] | None = None,
     tracking_uri: str = "",
+    cpus: int = 0,
 ) -> OpenRecord:
     """Go on with the newest unfinished run of this plan that no live process holds, else begin a new one.
 
     `stages` are (name, kind), inputs first. The run is held until `release`, or until this process dies.
     """
-    commit, dirty = git_state(Path.cwd())
+    commit, dirty = code_state(Path.cwd())
     now = {
         "params": dict(params),
         "commit": commit,
         "dirty": dirty,
+        "image": os.environ.get(IMAGE),
+        "cpus": cpus,
         "job_id": os.environ.get(JOB_ID),
         "register_name": register_name,
+        "register_names": dict(register_names or {}),
         "tracking_uri": without_password(tracking_uri),
     }
     for old in list_records(home):
@@ -278,6 +292,12 @@ def without_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))
 
 
+def code_state(folder: Path) -> tuple[str | None, bool]:
+    """What code runs: as the environment says, or else as the checkout that the folder is in."""
+    told = os.environ.get(COMMIT)
+    return (told, os.environ.get(DIRTY) == "1") if told else git_state(folder)
+
+
 def git_state(checkout: Path) -> tuple[str | None, bool]:
     """The commit of a checkout and whether files differ from it; (None, False) outside one."""
     commit = _git(checkout, "rev-parse", "HEAD")
@@ -286,7 +306,7 @@ def git_state(checkout: Path) -> tuple[str | None, bool]:
 
 def _git(checkout: Path, *arguments: str) -> str:
     git = shutil.which("git")
-    if git is None:
+    if git is None or not checkout.is_dir():
         return ""
     command = [git, "--no-optional-locks", *arguments]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)  # noqa: S603 - our own words

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from jobs.launch_ray import SETTINGS
 from jobs.ray_jobs import LOCAL, Job, Jobs, remote, target
-from jobs.record import JOB_ID, now_ms, slug
+from jobs.record import COMMIT, DIRTY, JOB_ID, code_state, now_ms, slug
 from jobs.shipment import CONFIG, Shipment, packed, read_config
 from jobs.submissions import Submission, config_of, remember
 from pipeline.assemble import PipelineConfig
@@ -138,7 +138,9 @@ def _submit(jobs: Jobs, submission: Submission, shipment: Shipment) -> bool:
 
 def variables(submission: Submission) -> dict[str, str]:
     """All that a job's environment gets from here. Ray shows it to whoever sees the dashboard: no secrets."""
-    return {JOB_ID: submission.job_id, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **SETTINGS}
+    commit, dirty = code_state(Path(submission.folder))
+    code = {COMMIT: commit, DIRTY: str(int(dirty))} if commit else {}  # the shipment is no checkout
+    return {JOB_ID: submission.job_id, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **code, **SETTINGS}
 
 
 def entrypoint(submission: Submission) -> str:

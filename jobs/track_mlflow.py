@@ -9,10 +9,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from jobs.mlflow_client import alone, connect, reaching
 from jobs.mlflow_points import unsent
-from jobs.record import load
+from jobs.record import load, without_password
 from pipeline.errors import EnvironmentProblem
 
 log = logging.getLogger("gristmill")
@@ -22,13 +23,20 @@ CLASSIC_VIEW = "workflowType=machine_learning"
 
 @dataclass(frozen=True)
 class Mirrored:
-    """Where a run is seen in MLflow. `url` is None where no server serves the store; `gristmill ui` starts one."""
+    """Where a run is seen in MLflow. `url` is None where no server serves the store; `gristmill ui` starts one.
+
+    `model_uris` are `models:/NAME/VERSION`, one for each classifier that the run exported.
+    """
 
     run_id: str
     experiment_id: str
-    model_uri: str | None = None
-    model_version: str | None = None
+    model_uris: tuple[str, ...] = ()
     url: str | None = None
+
+    @property
+    def model_uri(self) -> str | None:
+        """The model of the run, or the last of several."""
+        return self.model_uris[-1] if self.model_uris else None
 
 
 def sync(home: Path, run: str, uri: str) -> Mirrored:
@@ -38,30 +46,41 @@ def sync(home: Path, run: str, uri: str) -> Mirrored:
     """
     load(home, run)
     with reaching(uri), alone(home):
+        from jobs.mlflow_notes import run_note
         from jobs.mlflow_registry import register
-        from jobs.mlflow_runs import close, open_book
+        from jobs.mlflow_runs import close, note, open_book, parent_status
         from jobs.mlflow_stages import mirror_stage
 
         book = open_book(connect(uri), home, load(home, run))
         for number, stage in enumerate(book.record.stages, 1):
             mirror_stage(book, number, stage)
-        version = register(book)
+        versions = register(book)
+        if parent_status(book) != "RUNNING":
+            note(book, run_note(book))
         close(book)
     run_id, experiment_id = book.parent.info.run_id, book.experiment.experiment_id
     return Mirrored(
         run_id,
         experiment_id,
-        f"models:/{version.name}/{version.version}" if version else None,
-        str(version.version) if version else None,
+        tuple(f"models:/{version.name}/{version.version}" for version in versions),
         run_url(uri, experiment_id, run_id),
     )
 
 
 def run_url(uri: str, experiment_id: str, run_id: str) -> str | None:
     """The page of a run, where the tracking URI is a server's."""
+    return _page(uri, f"experiments/{experiment_id}/runs/{run_id}")
+
+
+def version_url(uri: str, name: str, version: str) -> str | None:
+    """The page of a registered model's version, where the tracking URI is a server's."""
+    return _page(uri, f"models/{quote(name, safe='')}/versions/{version}")
+
+
+def _page(uri: str, place: str) -> str | None:
     if not uri.startswith(("http://", "https://")):
         return None
-    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{CLASSIC_VIEW}"
+    return f"{without_password(uri).rstrip('/')}/#/{place}?{CLASSIC_VIEW}"
 
 
 class Mirror:

@@ -25,6 +25,12 @@ class EnvironmentProblem(GristmillError):
     exit_code = 3
 
 
+class GateFailed(GristmillError):
+    """A model is not good enough for what it was meant to become. Nothing has been changed."""
+
+    exit_code = 4
+
+
 class DamagedArtifact(GristmillError):
     """A file of an artifact does not have the bytes its manifest promises."""
 

@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from pipeline.ancestry import Link
 from pipeline.report import headline_rows, verdicts
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -18,7 +19,12 @@ MARKUP = re.compile(f"([{re.escape(string.punctuation)}])")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the card says of the model itself. `data_digest` is that of the labelled text; `checked` counts texts."""
+    """What the card says of the model itself.
+
+    `data_digest` is that of the labelled text; `checked` counts texts; `stock` says whether transformers has the class;
+    `programs` are those that were checked; `temperature` is what the logits are divided by; `chain` is what the model
+    was made from, the raw data last.
+    """
 
     parameters: int
     seq_len: int
@@ -27,6 +33,10 @@ class ModelFacts:
     data_digest: str
     checked: int
     tolerance: float
+    stock: bool
+    programs: str
+    temperature: float
+    chain: Sequence[Link] = ()
 
 
 def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
@@ -42,7 +52,23 @@ def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
         seq_len=facts.seq_len,
         checked=facts.checked,
         tolerance=f"{facts.tolerance:g}",
+        stock=facts.stock,
+        programs=facts.programs,
+        temperature=facts.temperature,
+        calibrated=scores.get("calibrated") if facts.temperature != 1 else None,
+        overlap=_overlap(scores),
+        language=facts.language,
+        chain=facts.chain,
+        raw_data=[f"{link.kind} `{source['digest']}`" for link in facts.chain for source in link.sources],
     )
+
+
+def _overlap(scores: Mapping[str, Any]) -> list[str]:
+    """How many of the test texts the model may have met before, place by place."""
+    places = {"corpus": "the corpus of the pretraining", "training": "the texts it was fine-tuned on"}
+    found = scores.get("contamination") or {}
+    leaks = {name: leak for place, name in places.items() if (leak := found.get(place))}
+    return [f"{leak['n']:,} of {scores['n']:,} test texts stand in {name}" for name, leak in leaks.items()]
 
 
 def _metadata(scores: Mapping[str, Any], facts: ModelFacts) -> str:
@@ -60,13 +86,14 @@ def _metadata(scores: Mapping[str, Any], facts: ModelFacts) -> str:
             metric_type=kind,
             metric_name=name,
             metric_value=scores[field],
+            metric_args={"average": "macro"} if kind == "f1" else None,
         )
         for kind, (field, name) in names.items()
     ]
     card = ModelCardData(
         language=facts.language,
         license=facts.license,
-        library_name="transformers",
+        library_name="transformers" if facts.stock else "onnx",
         pipeline_tag="text-classification",
         tags=["gristmill"],
         model_name=f"text classifier, {len(scores['per_class'])} classes",

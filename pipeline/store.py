@@ -21,7 +21,7 @@ from pipeline.errors import DamagedArtifact, EnvironmentProblem
 from pipeline.filesystems import checked
 from pipeline.publish import MANIFEST, Manifest
 from pipeline.shelf import SharedShelf, Shelf
-from pipeline.tracking import progress_path, read_progress
+from pipeline.tracking import progress_path, read_progress, system_path
 
 log = logging.getLogger("gristmill")
 
@@ -205,7 +205,9 @@ class Store:
         path = self.journal(kind, key)
         if self.remote is None or not path.exists():
             return
-        remote.put_file(path, self.url(path))
+        for journal in (path, system_path(path)):
+            if journal.exists():
+                remote.put_file(journal, self.url(journal))
         progress = progress_path(path)
         if progress.exists():
             remote.put_file(progress, self.url(progress))
@@ -220,9 +222,10 @@ class Store:
         if self.remote is None:
             return
         path = self.journal(kind, key)
-        with _fetched(self.url(path), path) as journal:
-            if journal is not None and _lines(journal) > _lines(path):
-                _take_over(journal, path)
+        for mine in (path, system_path(path)):
+            with _fetched(self.url(mine), mine) as journal:
+                if journal is not None and _lines(journal) > _lines(mine):
+                    _take_over(journal, mine)
         progress = progress_path(path)
         with _fetched(self.url(progress), progress) as newer:
             if newer is None:

@@ -20,6 +20,8 @@ log = logging.getLogger("gristmill")
 
 JOURNAL_SECONDS = 5.0
 """A journal is sent to other machines at most this often."""
+SAMPLE_SECONDS = 10.0
+"""Time between two samples of what the machine is doing."""
 
 
 class Tracker(Protocol):
@@ -66,6 +68,10 @@ class Journal:
             return
         self._seen.update((step, name) for name in new)
         fault_point("journal.append")
+        self.write(new, step=step)
+
+    def write(self, new: Mapping[str, float], *, step: int) -> None:
+        """As `append`, where it is known that the step has none of these values."""
         line = {"step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": new}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -102,18 +108,26 @@ class Recorder:
     Whoever wants to show progress reads the file; so the stage needs no connection to the person who waits. `send`
     brings both to other machines: it is called in the background while they change, and once more at the end. What it
     raises is logged, and never reaches the stage.
+
+    From a stage's first metrics on, what the machine is doing is sampled into a journal of its own: the other one is
+    the same in every run of a training. So only what records metrics by step is watched, in the process that does it.
     """
 
     MIN_SECONDS = 0.2
     """Progress is written at most this often."""
 
-    def __init__(self, path: Path, send: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, path: Path, send: Callable[[], None] | None = None, sample_seconds: float = SAMPLE_SECONDS
+    ) -> None:
         self._journal = Journal(path)
         self._progress = progress_path(path)
         self._next = 0.0
         self._sender = None if send is None else _Sender(send)
+        self._sample_seconds = sample_seconds
+        self._sampler: _Sampler | None = None
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        self._sampler = self._sampler or _Sampler(system_path(self._journal.path), self._sample_seconds)
         self._journal.append(values, step=step)
         self._changed()
 
@@ -128,6 +142,8 @@ class Recorder:
         self._changed()
 
     def close(self) -> None:
+        if self._sampler:
+            self._sampler.stop()
         if self._sender:
             self._sender.stop()
         self._journal.close()
@@ -169,6 +185,44 @@ class _Sender:
             if not self._stopped.is_set():
                 self.send()
                 self._stopped.wait(JOURNAL_SECONDS)
+
+
+class _Sampler:
+    """A thread that writes down every so often, and once more at the end, what the machine is doing."""
+
+    def __init__(self, path: Path, every_seconds: float) -> None:
+        self._path, self._every_seconds = path, every_seconds
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="system-metrics", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take the last sample, and wait until the thread has ended."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        try:
+            self._sample()
+        except Exception as error:  # noqa: BLE001 - a stage must not die of what only watches it
+            log.warning("no system metrics any more: %s", error)
+
+    def _sample(self) -> None:
+        from pipeline.system_metrics import Machine  # here, so that only this thread waits for it
+
+        number = max((point.step for point in read_journal(self._path)), default=-1)
+        machine, journal = Machine(self._path.parent), Journal(self._path)
+        over = False
+        while not over:
+            over = self._stopped.wait(self._every_seconds)
+            number += 1
+            journal.write(machine.sample(), step=number)
+        journal.close()
+
+
+def system_path(journal: Path) -> Path:
+    """Where the samples are that belong to a journal: the same lines, the step being the number of the sample."""
+    return journal.with_suffix(".system")
 
 
 def progress_path(journal: Path) -> Path:

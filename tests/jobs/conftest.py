@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from jobs.mlflow_client import connect, default_uri
 from jobs.record import Record, open_record
+from jobs.track_mlflow import Mirror
 from pipeline.identity import knob
 from pipeline.runner import Started, build, submit_here, topological
 from pipeline.stage import Context, Stage
@@ -99,19 +100,26 @@ def uri(home: Path) -> str:
 
 
 def run_in(
-    home: Path, targets: list[Stage[Path]] | None = None, plan: str = "plan", register_name: str | None = None
+    home: Path,
+    targets: list[Stage[Path]] | None = None,
+    plan: str = "plan",
+    register_name: str | None = None,
+    follow: Callable[[str], Mirror] | None = None,
 ) -> Record:
-    """Run a toy pipeline as a driver does, and give back its record."""
+    """Run a toy pipeline as a driver does, and give back its record. `follow` makes what mirrors it, given its name."""
     targets = targets or toy_pipeline()
     stages = [(stage.name, stage.kind) for stage in topological(targets)]
     params = {"pretrain.steps": 40, "lr": 3e-4}
-    with open_record(home, "toy", plan, stages=stages, params=params, register_name=register_name) as opened:
+    with open_record(home, "toy", plan, stages=stages, params=params, register_name=register_name, cpus=2) as opened:
+        mirror = follow(opened.record.run).start() if follow else None
         for event in build(targets, Store(home), submit_here):
             if isinstance(event, Started):
                 opened.started(event.stage.name, event.key)
             else:
                 opened.ended(event.stage.name, event.key, event.status, event.seconds)
         opened.finish("succeeded", {"accuracy": 0.9, "status": "succeeded"})
+        if mirror:
+            mirror.finish(20)
     return opened.record
 
 

@@ -27,8 +27,8 @@ def everything_in_store(uri: str) -> dict[str, Any]:
     return {
         "runs": [_shown(client, client.get_run(run.info.run_id)) for run in runs],
         "models": sorted((m.name, m.model_type, str(m.status), m.tags["gristmill.key"]) for m in models),
-        "versions": sorted((v.name, v.version, v.tags["gristmill.key"]) for v in client.search_model_versions()),
-        "aliases": {m.name: m.aliases for m in client.search_registered_models()},
+        "versions": sorted((v.name, str(v.version), v.tags["gristmill.key"]) for v in client.search_model_versions()),
+        "aliases": {m.name: {a: str(v) for a, v in m.aliases.items()} for m in client.search_registered_models()},
     }
 
 

@@ -13,7 +13,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -474,3 +474,21 @@ def test_what_a_job_is_given_has_no_value_of_this_machine(tmp_path: Path, monkey
         "exec python -m jobs.supervise --tree-signalled --home /h --env HF_TOKEN "
         "--env 'PASSWORD=file:/run/secrets/a b' -- run config.yaml --json"
     )
+
+
+def test_a_job_is_told_what_code_it_is_since_what_is_sent_is_no_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from jobs.submissions import Submission
+
+    job = Submission(job_id="j", key="j", to="local", name="n", folder=str(tmp_path / "gone"), submitted_ms=0)
+    monkeypatch.delenv("GRISTMILL_COMMIT", raising=False)
+    assert not {"GRISTMILL_COMMIT", "GRISTMILL_DIRTY"} & set(variables(job)), (
+        "nothing is known of a folder that is gone"
+    )
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=tmp_path, check=True)
+    told = variables(replace(job, folder=str(tmp_path)))
+    assert (len(told["GRISTMILL_COMMIT"]), told["GRISTMILL_DIRTY"]) == (40, "0")
+    (tmp_path / "new").touch()
+    assert variables(replace(job, folder=str(tmp_path)))["GRISTMILL_DIRTY"] == "1"

@@ -1,5 +1,6 @@
 """MLflow shows exactly what the record and the journals hold: after any kill, any outage, any number of calls."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cost import cost
 from jobs.mlflow_client import connect
 from jobs.record import open_record
 from jobs.track_mlflow import Mirror, sync
 from pipeline.errors import UsageError
 from pipeline.publish import MANIFEST
 from pipeline.store import Store
-from pipeline.tracking import Journal
+from pipeline.tracking import Journal, read_journal, system_path
 from tests.jobs.conftest import Corpus, Export, Pretrain, Run, toy_pipeline
 from tests.jobs.mlflow_seen import child_named, everything_in, journal_points, toy_with_export
 
@@ -183,7 +185,7 @@ def test_one_version_for_each_export_and_the_newest_run_proposes_its_own(home: P
     assert (first.model_uri, second.model_uri) == ("models:/clf/1", "models:/clf/2")
     again = run_toy(toy_with_export(), "p3", "clf").run
     third = sync(home, again, uri)
-    assert third.model_version == "1", "the same export is the same version"
+    assert third.model_uri == "models:/clf/1", "the same export is the same version"
     client = connect(uri)
     assert str(client.get_model_version_by_alias("clf", "candidate").version) == "1"
     sync(home, second_run, uri)
@@ -197,13 +199,83 @@ def test_a_version_tells_where_it_comes_from(home: Path, uri: str, run_toy: Run)
     version = client.get_model_version("clf", "1")
     corpus = Store(home).find("corpus", str(record.stage("corpus").key))
     assert version.tags["gristmill.corpus.digest"] == corpus.digest
+    assert version.tags["gristmill.corpus.source"] == "/data/toy.txt"
+    assert version.tags["gristmill.corpus.source_digest"] == "d" * 64
     assert version.tags["gristmill.pretrain.key"] == record.stage("pretrain").key
-    for stage in record.stages:
-        assert f"| {stage.kind} | `{stage.key}` |" in version.description
     maker = client.get_run(version.run_id)
     assert maker.info.run_name == "3-export"
     model = client.get_logged_model(maker.outputs.model_outputs[0].model_id)
     assert '"clf"' in model.tags["mlflow.modelVersions"]
+
+
+LINK = re.compile(
+    r"\[(?P<text>[^]]+)\]\(#/experiments/(?P<experiment>\d+)/runs/(?P<run>\w+)\?workflowType=machine_learning\)"
+)
+
+
+def test_the_texts_of_a_version_and_of_the_runs_link_down_to_the_raw_data(home: Path, uri: str, run_toy: Run) -> None:
+    first = run_toy()
+    sync(home, first.run, uri)  # its stages are reused below, and shown by its runs
+    record = run_toy(toy_with_export(), plan="another", register_name="clf")
+    sync(home, record.run, uri)
+    client = connect(uri)
+    text = client.get_model_version("clf", "1").description
+    linked = {m["text"]: client.get_run(m["run"]).info.run_name for m in LINK.finditer(text)}
+    assert linked == {
+        record.run: record.run,
+        "export": "3-export",
+        "pretrain": "2-pretrain",
+        "corpus": "1-corpus",
+    }
+    assert "- corpus: /data/toy.txt, content `dddd" in text
+    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    note = runs["2-pretrain"].data.tags["mlflow.note.content"]
+    assert [client.get_run(m["run"]).info.run_name for m in LINK.finditer(note)] == ["1-corpus"]
+    note = runs[record.run].data.tags["mlflow.note.content"]
+    assert [m["text"] for m in LINK.finditer(note)] == ["corpus", "pretrain", "export"]
+
+
+def test_a_run_says_what_code_made_it_where_and_at_what_cost(
+    home: Path, uri: str, run_toy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"COMMIT": "c" * 40, "DIRTY": "1", "IMAGE": "registry/gristmill@sha256:1", "JOB_ID": "nightly"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"GRISTMILL_{name}", value)
+    record = run_toy()
+    sync(home, record.run, uri)
+    runs = {run.info.run_name: run for run in connect(uri).search_runs(["1"])}
+    for run in (runs[record.run], runs["2-pretrain"]):
+        shown = {name: run.data.tags.get(name) for name in ("commit", "dirty", "gristmill.image")}
+        assert shown == {"commit": "c" * 40, "dirty": "True", "gristmill.image": given["IMAGE"]}
+        assert (run.data.tags["gristmill.attempt"], run.data.tags["gristmill.ray_job_id"]) == ("1", "nightly")
+    assert runs["2-pretrain"].data.params == {"steps": "40", "version": "1"}
+    metrics = runs[record.run].data.metrics
+    seconds = sum(stage.seconds for stage in record.stages)
+    assert metrics["cost/cpu_hours"] == pytest.approx(2 * seconds / 3600)
+    assert "cost/gpu_hours" not in metrics
+    assert metrics["wall_seconds"] >= 0
+
+
+def test_gpus_are_counted_by_what_was_seen_while_a_stage_trained(home: Path, run_toy: Run) -> None:
+    record = run_toy()
+    stage = record.stage("pretrain")
+    samples = Journal(system_path(Store(home).journal("pretrain", str(stage.key))))
+    samples.append({"system/gpu_0_memory_usage_megabytes": 1.0, "system/ranks": 4}, step=1000)
+    samples.close()
+    assert cost(record, Store(home))["cost/gpu_hours"] == pytest.approx(4 * stage.seconds / 3600)
+
+
+def test_what_the_machine_did_is_shown_with_the_stage_that_trained(home: Path, uri: str, run_toy: Run) -> None:
+    record = run_toy()
+    sync(home, record.run, uri)
+    shown = child_named(home, "2-pretrain")["points"]
+    key = str(record.stage("pretrain").key)
+    samples = list(read_journal(system_path(Store(home).journal("pretrain", key))))
+    assert [point.step for point in samples] == [0]
+    for name, value in samples[0].metrics.items():
+        assert shown[name] == [(0, samples[0].timestamp_ms, value)]
+    assert {"system/cpu_utilization_percentage", "system/disk_usage_percentage"} <= set(shown)
+    assert not [name for name in child_named(home, "1-corpus")["points"] if name.startswith("system/")]
 
 
 def test_each_task_of_a_pipeline_has_a_name_of_its_own(home: Path, uri: str, run_toy: Run) -> None:

@@ -1,6 +1,7 @@
 """MLflow shows exactly what the record and the journals hold, whatever was killed or away meanwhile."""
 
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -8,21 +9,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.mlflow_client import connect
+from jobs.mlflow_points import unsent
 from jobs.track_mlflow import Mirror, sync
+from jobs.ui import command, environment, stop
 from pipeline.errors import EnvironmentProblem
-from tests.jobs.conftest import Corpus, Export, Pretrain, Run
+from pipeline.identity import knob
+from pipeline.stage import Context
+from tests.jobs.conftest import Corpus, Export, Pretrain, Run, run_in
 from tests.jobs.mlflow_seen import (
     child_named,
     everything_in,
     everything_in_store,
     journal_points,
+    points,
 )
 
 FIRST_NEW_ROW_IN = (
@@ -32,6 +42,8 @@ FIRST_NEW_ROW_IN = (
         "params",
         "tags",
         "runs",
+        "params",
+        "tags",
         "metrics",
         "inputs",
         "runs",
@@ -91,9 +103,7 @@ def test_a_sync_that_is_killed_after_any_new_row_is_made_good_by_the_next(
 
 @pytest.fixture
 def refusing_uri() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return free_port()[1]
 
 
 @pytest.fixture
@@ -140,7 +150,8 @@ def test_a_dead_server_neither_delays_nor_breaks_a_run_and_is_named_once(
         assert mirror.finish(1.5) is None
         assert time.monotonic() - began < 4
     (warning,) = caplog.messages
-    assert "80 points kept in" in warning
+    assert f"{unsent(home, record)} points kept in" in warning
+    assert unsent(home, record) > 80, "two numbers of 40 steps each, and what the machine did"
     assert f"gristmill sync {record.run}" in warning
 
 
@@ -151,6 +162,105 @@ def test_what_a_dead_server_missed_is_all_there_later(home: Path, uri: str, refu
     key = str(record.stage("pretrain").key)
     shown = child_named(home, "2-pretrain")["points"]["train/loss"]
     assert shown == journal_points(home, "pretrain", key, "train/loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PausedInTheMiddle(Pretrain):
+    """Half of the steps, then a wait until somebody makes a file, then the other half."""
+
+    resume: str = knob("")
+
+    @property
+    def kind(self) -> str:
+        return "pretrain"
+
+    def run(self, ctx: Context) -> None:
+        for step in range(self.steps):
+            if step == self.steps // 2:
+                wait_until(Path(self.resume).exists)
+            ctx.tracker.metrics({"train/loss": 1 / (step + 1)}, step=step)
+        (ctx.out / "weights").write_text("some")
+        ctx.notes["model"] = {"role": "base"}
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@contextmanager
+def serving(home: Path, uri: str, port: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """MLflow's server over a store, as `gristmill ui` starts it. It answers when the block begins."""
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(
+        command(home, uri, "127.0.0.1", port),
+        env=environment(uri),
+        stdout=quiet,
+        stderr=quiet,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        yield process
+    finally:
+        stop(process)
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_mid_run_shows_all_of_an_undisturbed_run_once_it_is_back_and_synced(
+    home: Path, uri: str, database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, address = free_port()
+    went_down = home / "went-down"
+    targets = [Export(base=PausedInTheMiddle(corpus=Corpus(), resume=str(went_down)))]
+
+    def kill_once_it_has_points(server: "subprocess.Popen[bytes]") -> None:
+        wait_until(lambda: bool(losses_in(uri)))
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        went_down.touch()
+
+    with serving(home, uri, port) as server:
+        killer = threading.Thread(target=kill_once_it_has_points, args=(server,))
+        killer.start()
+        record = run_in(home, targets, register_name="clf", follow=partial(quick_mirror, home, address))
+        killer.join()
+    assert record.status == "succeeded"
+    assert "points kept in" in caplog.text
+    key = str(record.stage("pretrain").key)
+    wanted = journal_points(home, "pretrain", key, "train/loss")
+    assert 0 < len(losses_in(uri)) < len(wanted) == 40
+
+    with serving(home, uri, port):
+        sync(home, record.run, address)
+        shown = everything_in_store(address)
+    shutil.copy(database, home / "undisturbed.db")
+    sync(home, record.run, f"sqlite:///{home}/undisturbed.db")
+    assert shown == everything_in_store(f"sqlite:///{home}/undisturbed.db")
+    assert next(r for r in shown["runs"] if r["name"] == "2-pretrain")["points"]["train/loss"] == wanted
+
+
+def losses_in(uri: str) -> list[tuple[int, int, float]]:
+    client = connect(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, "attributes.run_name = '2-pretrain'")
+    return [point for run in runs for point in points(client, run.info.run_id, "train/loss")]
+
+
+def quick_mirror(home: Path, address: str, run: str) -> Mirror:
+    mirror = Mirror(home, run, address)
+    mirror.INTERVAL_SECONDS, mirror.REST_PER_WORK = 0.1, 0
+    return mirror
+
+
+def free_port() -> tuple[int, str]:
+    """A port that nobody listens on, and the address of a server there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return port, f"http://127.0.0.1:{port}"
 
 
 def test_a_server_that_refuses_is_an_environment_problem(home: Path, refusing_uri: str, run_toy: Run) -> None:
