@@ -3,8 +3,9 @@
 import difflib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from jobs.mlflow_client import alone, connect, reaching
@@ -14,29 +15,52 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+    from pipeline.assemble import PipelineConfig
+
+CONFIGS = ("config.json", "model.json")
+"""What a folder with a model holds: the first in the Hugging Face layout, the second in ours, beside an ONNX graph."""
+
+SCHEME = "models:/"
 PREFERRED_ALIASES = ("champion", "candidate")
 URI = re.compile(r"(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))?")
 
 
 def locate(model: str, home: Path, uri: str) -> Path:
-    """The folder with the Hugging Face files of a model: a folder as it is, without MLflow; else from the registry.
+    """The folder with the files of a model, as `pipeline.export.read` takes it: given, or from the registry.
 
     A bare name means its champion, else its candidate, else its newest version. Files that a server keeps are brought
     to `home` once. Raises UsageError with the nearest names where there is no such model, EnvironmentProblem where the
     registry cannot be reached.
     """
     folder = Path(model)
-    if (folder / "config.json").is_file():
+    if _is_model(folder):
         return folder
     if folder.is_dir():
-        raise UsageError(f"{model}: no config.json, so this folder is no exported model")
-    wanted = URI.fullmatch(model.removeprefix("models:/"))
-    if wanted is None:
-        raise UsageError(f"{model!r} names no model: give a folder, NAME, models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise UsageError(f"{model}: neither {' nor '.join(CONFIGS)}, so this folder is no exported model")
+    wanted = _parsed(model)
     with reaching(uri), alone(home):
         client = connect(uri)
-        version = _find(client, **wanted.groupdict())
-        return _files(client, version, home)
+        return _files(client, _find(client, **wanted), home)
+
+
+def with_start(config: "PipelineConfig", home: Path, uri: str) -> "PipelineConfig":
+    """The config with a folder in place of the registered model that `init_from` may name; raises as `locate`."""
+    start = config.init_from
+    if start is None or Path(start).is_dir() or not start.startswith(SCHEME):
+        return config
+    return replace(config, init_from=str(locate(start, home, uri)))
+
+
+def version_of(client: "MlflowClient", model: str) -> "ModelVersion":
+    """The version that NAME, NAME@ALIAS, models:/NAME@ALIAS or models:/NAME/VERSION means. Raises UsageError."""
+    return _find(client, **_parsed(model))
+
+
+def _parsed(model: str) -> dict[str, Any]:
+    wanted = URI.fullmatch(model.removeprefix(SCHEME))
+    if wanted is None:
+        raise UsageError(f"{model!r} names no model: give a folder, NAME, models:/NAME@ALIAS or models:/NAME/VERSION")
+    return wanted.groupdict()
 
 
 def _find(client: "MlflowClient", name: str, alias: str | None, version: str | None) -> "ModelVersion":
@@ -84,10 +108,14 @@ def _best(client: "MlflowClient", model: "RegisteredModel") -> "ModelVersion":
 def _files(client: "MlflowClient", version: "ModelVersion", home: Path) -> Path:
     location = client.get_model_version_download_uri(version.name, str(version.version))
     root = _local(location) or _fetched(location, home / "models" / f"{version.name}-{version.version}", client)
-    found = sorted(root.glob("artifacts/*/config.json"))
+    found = [folder for folder in sorted(root.glob("artifacts/*")) if _is_model(folder)]
     if not found:
-        raise UsageError(f"models:/{version.name}/{version.version} at {root} holds no Hugging Face model")
-    return found[0].parent
+        raise UsageError(f"models:/{version.name}/{version.version} at {root} holds no model that can be read")
+    return found[0]
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / config).is_file() for config in CONFIGS)
 
 
 def _local(location: str) -> Path | None:

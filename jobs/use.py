@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.table import Table
 from jobs.home import home
 from jobs.run import tracking_uri
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.weights import LoadedClassifier
 
 SHOWN_LABELS = 3
 
@@ -23,17 +26,22 @@ def predict(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
     lines = list(_texts(texts))
     if not lines:
         return []
-    from jobs.models import locate
-    from model.interchange import read_classifier
     from pipeline.classify import probabilities
-    from pipeline.tokens import load_tokenizer
-    from pipeline.weights import LoadedClassifier
 
-    folder = locate(model, home(), tracking_uri())
-    classifier, names = read_classifier(folder)
-    labels = [names[i] for i in range(len(names))]
-    table = probabilities(LoadedClassifier(classifier, load_tokenizer(folder / "tokenizer.json"), labels), lines)
-    return [_prediction(text, labels, row) for text, row in zip(lines, table.tolist(), strict=True)]
+    loaded = classifier(model)
+    table = probabilities(loaded, lines)
+    return [{"text": text, **prediction(loaded.labels, row)} for text, row in zip(lines, table.tolist(), strict=True)]
+
+
+def classifier(model: str) -> "LoadedClassifier":
+    """A registered or exported classifier, ready to use where this process computes. Raises UsageError."""
+    from jobs.models import locate
+    from pipeline import export
+    from pipeline.engine import pick_device
+
+    loaded = export.read(locate(model, home(), tracking_uri())).loaded
+    loaded.model.to(pick_device("auto"))
+    return loaded
 
 
 def _texts(texts: Sequence[str]) -> Sequence[str]:
@@ -42,9 +50,10 @@ def _texts(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _prediction(text: str, labels: Sequence[str], row: Sequence[float]) -> dict[str, Any]:
+def prediction(labels: Sequence[str], row: Sequence[float]) -> dict[str, Any]:
+    """`{"label", "probabilities": {label: p}}` of one text, from its probabilities."""
     by_label = dict(zip(labels, row, strict=True))
-    return {"text": text, "label": max(by_label, key=lambda name: by_label[name]), "probabilities": by_label}
+    return {"label": max(by_label, key=lambda name: by_label[name]), "probabilities": by_label}
 
 
 def print_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -70,15 +79,16 @@ def continue_prompts(
     """`[{"prompt", "text"}]`: what a language model writes after each prompt."""
     from model.decoding import chain
     from model.generate import generate
-    from pipeline.tokens import BOS_ID, EOS_ID, encode_documents
+    from pipeline.tokens import encode_documents, special_ids
 
     loaded = _language_model(model)
     rules: dict[str, float] = {"greedy": 1} if temperature == 0 else {"temperature": temperature}
     rules |= {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None and temperature}
     ids = [document[:-1].tolist() for document in encode_documents(loaded.tokenizer, list(prompts))]
-    ids = [tokens if prompt else [BOS_ID] for prompt, tokens in zip(prompts, ids, strict=True)]
+    ends = special_ids(loaded.tokenizer)
+    ids = [tokens if prompt else [ends.bos] for prompt, tokens in zip(prompts, ids, strict=True)]
     answers = generate(
-        loaded.model, ids, max_new_tokens=max_new_tokens, transforms=chain(rules), eos_id=EOS_ID, seed=seed
+        loaded.model, ids, max_new_tokens=max_new_tokens, transforms=chain(rules), eos_id=ends.eos, seed=seed
     )
     return [
         {"prompt": prompt, "text": loaded.tokenizer.decode(answer)}

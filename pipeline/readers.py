@@ -86,7 +86,8 @@ def _last_break(data: bytes) -> int:
     return next(starts, len(data))
 
 
-def _lines(stream: IO[bytes], source: Source, how: Reading) -> Iterator[tuple[int, str]]:
+def lines(stream: IO[bytes], source: Source, how: Reading) -> Iterator[tuple[int, str]]:
+    """Each line with its number, counted from 1."""
     line = 0
     while data := stream.readline(MAX_LINE_BYTES):
         line += 1
@@ -99,23 +100,30 @@ def _lines(stream: IO[bytes], source: Source, how: Reading) -> Iterator[tuple[in
 
 def _json_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
     with open_bytes(source, how.on_read) as stream:
-        for line, text in _lines(stream, source, how):
+        for line, text in lines(stream, source, how):
             if text.strip():
                 yield Row(line, _json_values(text, columns, f"{source.path}:{line}"))
 
 
 def _json_values(text: str, columns: Sequence[str], where: str) -> tuple[Any, ...]:
+    record = json_record(text, where)
+    check_columns(where, list(record), columns)
+    return tuple(record[name] for name in columns)
+
+
+def json_record(text: str, where: str) -> dict[str, Any]:
+    """The object that a line of JSON holds. Raises DataError that begins with `where`, a file and line."""
     try:
         record = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise DataError(f"{where}:{error.colno}: not valid JSON: {error.msg}. Give one JSON object a line") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: a JSON {type(record).__name__}. Give one JSON object a line")
-    _check_columns(where, list(record), columns)
-    return tuple(record[name] for name in columns)
+    return record
 
 
-def _check_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+def check_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+    """Raises DataError that begins with `where` unless each of `columns` is there once."""
     for name in columns:
         if name not in present:
             names = ", ".join(map(repr, present)) or "none"
@@ -127,12 +135,12 @@ def _check_columns(where: str, present: Sequence[str], columns: Sequence[str]) -
 def _csv_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE_BYTES)
     with open_bytes(source, how.on_read) as stream:
-        texts = (text for _, text in _lines(stream, source, how))
-        records = _csv_records(csv.reader(texts, delimiter="\t" if source.kind == ".tsv" else ",", strict=True), source)
+        texts = (text for _, text in lines(stream, source, how))
+        records = csv_records(csv.reader(texts, delimiter="\t" if source.kind == ".tsv" else ",", strict=True), source)
         line, header = next(records, (1, []))
         if not header:
             return
-        _check_columns(f"{source.path}:{line}", header, columns)
+        check_columns(f"{source.path}:{line}", header, columns)
         places = [header.index(name) for name in columns]
         for line, record in records:
             if len(record) != len(header):
@@ -141,7 +149,7 @@ def _csv_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[
             yield Row(line, tuple(record[place] for place in places))
 
 
-def _csv_records(reader: Any, source: Source) -> Iterator[tuple[int, list[str]]]:
+def csv_records(reader: Any, source: Source) -> Iterator[tuple[int, list[str]]]:
     """Records that are not blank, with the line each starts on: a quoted field may hold line ends."""
     while True:
         line = reader.line_num + 1
@@ -156,14 +164,14 @@ def _csv_records(reader: Any, source: Source) -> Iterator[tuple[int, list[str]]]
 
 
 def _parquet_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
-    with readable(source.path), _seekable(source) as place, pq.ParquetFile(place, pre_buffer=False) as file:
-        _check_columns(str(source.path), file.schema_arrow.names, columns)
+    with readable(source.path), seekable(source) as place, pq.ParquetFile(place, pre_buffer=False) as file:
+        check_columns(str(source.path), file.schema_arrow.names, columns)
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
         yield from _table_rows(batches, source, columns, how, source.n_bytes / max(1, file.metadata.num_rows))
 
 
 @contextmanager
-def _seekable(source: Source) -> Iterator[Any]:
+def seekable(source: Source) -> Iterator[Any]:
     """Parquet is read from its end, so a compressed one is unpacked first, on disk."""
     if not source.compression:
         yield source.path
@@ -181,7 +189,7 @@ def _saved_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterato
             dataset = Dataset.load_from_disk(str(source.path))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{source.path}: not a dataset that save_to_disk wrote: {error}. Save it again") from error
-        _check_columns(str(source.path), dataset.column_names, columns)
+        check_columns(str(source.path), dataset.column_names, columns)
         tables = dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=BATCH_ROWS)
         yield from _table_rows(tables, source, columns, how, source.n_bytes / max(1, len(dataset)))
 
@@ -191,14 +199,15 @@ def _table_rows(
 ) -> Iterator[Row]:
     row = 0
     for batch in batches:
-        values = [_cells(batch.column(name), f"{source.path}", row + 1, how) for name in columns]
+        values = [column_values(batch.column(name), f"{source.path}", row + 1, how) for name in columns]
         for cells in zip(*values, strict=True):
             row += 1
             yield Row(row, cells)
         how.on_read(round(row_bytes * batch.num_rows))
 
 
-def _cells(column: Any, where: str, row: int, how: Reading) -> list[Any]:
+def column_values(column: Any, where: str, row: int, how: Reading) -> list[Any]:
+    """A column of a table as Python values, texts checked; `row` is that of the first, counted from 1."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not any(is_text(column.type) for is_text in _TEXT_TYPES):

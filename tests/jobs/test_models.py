@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jobs.mlflow_client import connect, default_uri
 from jobs.models import locate
 from jobs.track_mlflow import sync
 from pipeline.errors import EnvironmentProblem, UsageError
+from pipeline.stage import Context, Stage
 from tests.jobs.conftest import Corpus, Export, Pretrain, new_home, run_in
 
 
@@ -38,8 +40,9 @@ def words_of(folder: Path) -> str:
     return (folder / "tokenizer.json").read_text()
 
 
-def test_a_folder_is_itself_and_no_tracker_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "config.json").touch()
+@pytest.mark.parametrize("config", ["config.json", "model.json"])
+def test_a_folder_is_itself_and_no_tracker_is_imported(tmp_path: Path, config: str) -> None:
+    (tmp_path / config).touch()
     script = (
         "import sys; from pathlib import Path; from jobs.models import locate\n"
         "assert locate(sys.argv[1], Path('nowhere'), 'sqlite:///nowhere.db') == Path(sys.argv[1])\n"
@@ -49,7 +52,7 @@ def test_a_folder_is_itself_and_no_tracker_is_imported(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no config\.json"):
+    with pytest.raises(UsageError, match=r"neither config\.json nor model\.json"):
         locate(str(tmp_path), tmp_path, "sqlite:///nowhere.db")
 
 
@@ -67,6 +70,32 @@ def test_every_form_of_a_name_finds_its_version(home: Path, uri: str) -> None:
     client.delete_registered_model_alias("clf", "champion")
     client.delete_registered_model_alias("clf", "candidate")
     assert words_of(locate("clf", home, uri)) == "second", "the newest, since no alias is set"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph(Stage[Path]):
+    """An export of a classifier that transformers has no class for."""
+
+    base: Stage[Path]
+
+    @property
+    def kind(self) -> str:
+        return "export"
+
+    def run(self, ctx: Context) -> None:
+        for name in ("model.onnx", "model.json", "tokenizer.json"):
+            (ctx.out / name).write_text(name)
+        ctx.notes["model"] = {"role": "classifier"}
+
+    def load(self, path: Path) -> Path:
+        return path
+
+
+def test_a_graph_is_registered_and_found_as_a_stock_classifier_is(home: Path, uri: str) -> None:
+    sync(home, run_in(home, [Graph(base=Pretrain(corpus=Corpus(), steps=2))], "plan", "clf").run, uri)
+    folder = locate("clf", home, uri)
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.json", "tokenizer.json"}
+    assert "onnxruntime==" in (folder.parents[1] / "requirements.txt").read_text()
 
 
 def test_local_files_are_used_where_they_lie(two_versions: Path) -> None:

@@ -1,4 +1,4 @@
-"""A packed classifier needs nothing of this project, holds no pickle, and says what the model itself says."""
+"""A packed classifier needs nothing of this project, holds no pickle, and says what the evaluation reported."""
 
 import json
 import subprocess
@@ -6,12 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs.mlflow_client import quiet
 from jobs.mlflow_models import pack_classifier
+from pipeline import export
+from pipeline.classify import probabilities
+from tests.pipeline.toy_export import LABELS, classifier_folder, subject_of
 
-LABELS = ["calm", "angry", "sad"]
-TEXTS = ["the cat sat", "mat", "the cat sat on the mat and the cat sat on the mat again and again and again", ""]
+TEMPERATURE = 1.7
+TEXTS = ["the cat sat", "Mat", "the cat sat on the mat and " * 9, "", "<|eos|> a dog", "\u00e9t\u00e9"]
+FORMATS = {"hf": "last", "onnx": "attention"}
+"""Formats that are registered, and the pooling of the classifier in it."""
+
 READER = """
 import importlib, json, sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
@@ -25,81 +32,52 @@ for name in ("jobs", "pipeline", "model"):
 import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 print(json.dumps(model.predict(json.loads(sys.argv[2]))))
+ours = [name for name in sys.modules if name.split(".")[0] in ("jobs", "pipeline", "model", "gristmill")]
+sys.exit(f"{ours} were imported" if ours else 0)
 """
 
 
-@pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny classifier as an export stage leaves it."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    words = ["[pad]", "[eos]", "[unk]", "the", "cat", "sat", "on", "mat", "and", "again"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[unk]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A [eos]", special_tokens=[("[eos]", 1)])
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        pad_token_id=0,
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: i for i, label in enumerate(LABELS)},
-    )
-    folder = tmp_path_factory.mktemp("export")
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "manifest.json").write_text("{}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def packed(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=FORMATS)
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier before calibration, in a folder beside its packed export."""
+    root = tmp_path_factory.mktemp(request.param)
+    files = classifier_folder(root / "artifact", pooling=FORMATS[request.param], n_layers=1)
+    (root / "export").mkdir()
+    export.load(request.param).write(root / "export", subject_of(files, TEMPERATURE)[0])
+    (root / "export" / "manifest.json").write_text("{}")
     quiet()
-    target = tmp_path_factory.mktemp("packed") / "model"
-    pack_classifier(export, target)
-    return target
+    pack_classifier(root / "export", root / "packed")
+    return files
 
 
-def probabilities_alone(export: Path, text: str) -> dict[str, float]:
-    """What transformers says of one text by itself, without any padding."""
-    import torch
-    from tokenizers import Tokenizer
-    from transformers import AutoModelForSequenceClassification
-
-    ids = Tokenizer.from_file(str(export / "tokenizer.json")).encode(text).ids
-    ids = ids if len(ids) <= 12 else [*ids[:11], ids[-1]]
-    model = AutoModelForSequenceClassification.from_pretrained(export).eval()
-    with torch.no_grad():
-        row = model(input_ids=torch.tensor([ids])).logits[0].softmax(-1).tolist()
-    return dict(zip(LABELS, row, strict=True))
+def calibrated(artifact: Path) -> list[list[float]]:
+    """What an evaluation reports: the softmax of log p over the temperature."""
+    table = torch.from_numpy(probabilities(subject_of(artifact, 1.0)[1], TEXTS))
+    return (table.log() / TEMPERATURE).softmax(-1).tolist()
 
 
-def test_a_packed_classifier_is_files_and_code_without_pickle(packed: Path) -> None:
+def test_a_packed_classifier_is_files_and_code_without_pickle(artifact: Path) -> None:
+    packed = artifact.parent / "packed"
     names = {path.name for path in packed.rglob("*") if path.is_file()}
-    assert {"MLmodel", "requirements.txt", "pyfunc_classifier.py", "config.json", "model.safetensors"} <= names
+    assert {"MLmodel", "requirements.txt", "pyfunc_classifier.py", "model.safetensors"} <= names
     assert "manifest.json" not in names
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]
     assert "python_model.pkl" not in (packed / "MLmodel").read_text()
-    assert "torch==" in (packed / "requirements.txt").read_text()
+    needs = (packed / "requirements.txt").read_text()
+    assert ("torch==" in needs) != ("onnxruntime==" in needs)
 
 
 @pytest.mark.slow
-def test_a_packed_classifier_predicts_where_this_project_is_not_installed(
-    export: Path, packed: Path, tmp_path: Path
+def test_a_packed_classifier_gives_calibrated_probabilities_where_this_project_is_not_installed(
+    artifact: Path, tmp_path: Path
 ) -> None:
     repository = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, "-I", "-c", READER, str(packed), json.dumps(TEXTS), repository]
+    command = [sys.executable, "-I", "-c", READER, str(artifact.parent / "packed"), json.dumps(TEXTS), repository]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     predictions = json.loads(done.stdout)
     assert len(predictions) == len(TEXTS)
-    for text, prediction in zip(TEXTS, predictions, strict=True):
-        expected = probabilities_alone(export, text)
+    for prediction, row in zip(predictions, calibrated(artifact), strict=True):
+        expected = dict(zip(LABELS, row, strict=True))
         assert prediction["probabilities"] == pytest.approx(expected, abs=1e-5)
         assert prediction["label"] == max(expected, key=lambda label: expected[label])

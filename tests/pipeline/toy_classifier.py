@@ -31,6 +31,7 @@ class RandomClassifier(Stage[ClassifierFiles]):
     labels: Stage[Labels]
     seed: int = 0
     scale: float = 4.0
+    pooling: str = "last"
 
     def run(self, ctx: Context) -> None:
         names = ctx.open(self.labels).names
@@ -41,16 +42,16 @@ class RandomClassifier(Stage[ClassifierFiles]):
         cfg = ModelConfig(
             vocab_size=tokenizer.get_vocab_size(), d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=48, seq_len=24
         )
-        classifier = random_classifier(cfg, len(names), self.seed, self.scale)
+        classifier = random_classifier(cfg, len(names), self.seed, self.scale, self.pooling)
         params = dict(classifier.named_parameters())
-        write_classifier(ctx.out, params, cfg, names, "last", ctx.work / "tokenizer.json")
+        write_classifier(ctx.out, params, cfg, names, self.pooling, ctx.work / "tokenizer.json")
 
     def load(self, path: Path) -> ClassifierFiles:
         return ClassifierFiles(path)
 
 
-def random_classifier(cfg: ModelConfig, n_labels: int, seed: int, scale: float) -> Classifier:
-    classifier = Classifier(Decoder(cfg), n_labels, "last")
+def random_classifier(cfg: ModelConfig, n_labels: int, seed: int, scale: float, pooling: str = "last") -> Classifier:
+    classifier = Classifier(Decoder(cfg), n_labels, pooling)
     initialize(classifier, seed)
     with torch.no_grad():
         for parameter in classifier.parameters():

@@ -1,0 +1,48 @@
+"""A small classifier with a tokenizer that can write any text, ready to be exported."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import pre_tokenizers, trainers
+
+from model.config import ModelConfig
+from model.decoder import Decoder
+from model.heads import Classifier
+from model.init import initialize
+from pipeline.export import Subject, calibrated
+from pipeline.stages.tokenizer import blank_tokenizer
+from pipeline.tokens import BOS, EOS, PAD, load_tokenizer
+from pipeline.weights import ClassifierFiles, LoadedClassifier, write_classifier
+
+LABELS = ["calm", "angry é", "<b>"]
+WORDS = ["the cat sat on the mat", "a dog ran over the hill and far away", "why is it so"]
+
+
+def classifier_folder(folder: Path, *, pooling: str = "last", seed: int = 0, **shape: Any) -> Path:
+    """A classifier artifact: weights large enough for the logits to depend on what is read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = blank_tokenizer(lowercase=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[BOS, EOS, PAD], show_progress=False, initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(WORDS * 3, trainer)
+    tokenizer.save(str(folder / "trained.json"))
+    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "seq_len": 24} | shape
+    cfg = ModelConfig(vocab_size=tokenizer.get_vocab_size() + 1, **sizes)
+    model = Classifier(Decoder(cfg), len(LABELS), pooling)
+    initialize(model, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(6.0 if parameter.ndim > 1 else 1.0)
+    write_classifier(folder, dict(model.named_parameters()), cfg, LABELS, pooling, folder / "trained.json")
+    (folder / "trained.json").unlink()
+    return folder
+
+
+def subject_of(folder: Path, temperature: float) -> tuple[Subject, LoadedClassifier]:
+    """What is exported from a classifier artifact, and the classifier as it was before calibration."""
+    loaded = ClassifierFiles(folder).load()
+    assert load_tokenizer(folder / "tokenizer.json").get_vocab_size() < loaded.model.cfg.vocab_size
+    return calibrated(loaded, folder / "tokenizer.json", temperature), loaded
