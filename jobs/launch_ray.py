@@ -54,14 +54,10 @@ def on_ray(options: RayOptions) -> Iterator[Submit]:
     own = {} if options.address else {**token_settings(options.home), **LOOPBACK_ONLY}
     os.environ |= {**SETTINGS, **own, **os.environ}
 
-    on_term = signal.getsignal(signal.SIGTERM)
-
     def submit(job: Job) -> "Future[Built]":
         import ray
 
-        if not ray.is_initialized():
-            _connect(options)
-            signal.signal(signal.SIGTERM, on_term)  # Ray puts its own in place, which only dies
+        connected(options)
         own = slots(job.stage, options.cpus)
         gpus = min(1, int(ray.cluster_resources().get("GPU", 0))) if job.stage.resources.ranks else 0
         gang = _gang(options, own, gpus) if job.stage.resources.ranks else alone
@@ -78,6 +74,16 @@ def on_ray(options: RayOptions) -> Iterator[Submit]:
     finally:
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
+
+
+def connected(options: RayOptions) -> None:
+    """Reach or start the Ray of an `on_ray` block, unless that has been done."""
+    import ray
+
+    if not ray.is_initialized():
+        on_term = signal.getsignal(signal.SIGTERM)
+        _connect(options)
+        signal.signal(signal.SIGTERM, on_term)  # Ray puts its own in place, which only dies
 
 
 def _gang(options: RayOptions, cpus: int, gpus: int) -> Gang:
