@@ -4,12 +4,12 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from jobs import cli_cluster
-from jobs.cli_shared import CONFIG, MODELS, RUN, RUNS, Inline, Json, NoColor, Overrides, Quiet, build, emit
+from jobs import cli_cluster, cli_quality, cli_registry, cli_use
+from jobs.cli_shared import CONFIG, RUN, RUNS, Inline, Json, NoColor, Overrides, Quiet, build, emit
 from pipeline.errors import GristmillError
 
 app = App(
@@ -19,7 +19,7 @@ app = App(
 
 * `gristmill run configs/quickstart.yaml`: build what is missing, reuse the rest
 * `gristmill plan configs/quickstart.yaml`: what a run would do, and why
-* `gristmill predict quickstart "a small furry animal"`
+* `gristmill predict quickstart "a small furry animal"`, or `--input FILE`; `gristmill serve quickstart`
 * `gristmill ui`: follow the experiments in MLflow
 
 On a cluster:
@@ -29,7 +29,8 @@ On a cluster:
 * `gristmill status`, `gristmill logs RUN -f`, `gristmill cancel RUN`, `gristmill resume RUN`
 
 GRISTMILL_HOME (default ./runs) holds artifacts, journals and mlflow.db. Exit codes: 0 ok, 2 usage or config,
-3 environment, auth or connection, 5 failed, 6 cancelled, 8 preempted and resumable, 130 interrupted.""",
+3 environment, auth or connection, 4 a quality gate failed, 5 failed, 6 cancelled, 8 preempted and resumable,
+130 interrupted.""",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
@@ -72,44 +73,46 @@ def why(config: Path, stage: str, *, set_: Overrides = None, json_: Json = False
     emit(row) if json_ else print_plan([row])
 
 
-@app.command(group=MODELS)
-def predict(
-    model: str,
-    texts: Annotated[list[str], Parameter(help="Texts to label; `-` reads lines from standard input.")],
+@app.command(group=RUN)
+def tune(
+    config: Path,
     *,
-    json_: Json = False,
-) -> None:
-    """Label texts with a registered name, a models:/ URI or an export folder."""
-    from jobs.use import predict as predict_texts
-    from jobs.use import print_predictions
-
-    rows = predict_texts(model, texts)
-    emit(rows) if json_ else print_predictions(rows)
-
-
-@app.command(group=MODELS)
-def generate(
-    model: str,
-    prompts: Annotated[list[str] | None, Parameter(help="Texts to continue; none starts from nothing.")] = None,
-    *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.8,
-    top_k: int | None = 50,
-    top_p: float | None = None,
+    search: Annotated[
+        list[str] | None,
+        Parameter(
+            help="key=low:high, key=log:low:high or key=a,b,c. Repeatable; default: rates and dropout.", negative=""
+        ),
+    ] = None,
+    trials: Annotated[int, Parameter(help="How many settings to try.")] = 20,
+    parallel: Annotated[int, Parameter(help="Trials at a time; they share the CPU cores.")] = 1,
+    metric: Annotated[Literal["macro_f1", "accuracy"], Parameter(help="Of the validation texts.")] = "macro_f1",
+    task: Annotated[str | None, Parameter(help="Which of several tasks.")] = None,
     seed: int = 0,
+    set_: Overrides = None,
     json_: Json = False,
 ) -> None:
-    """Continue prompts with a pretrained model: the name of a pipeline, a pretrain artifact or a Llama folder.
+    """Search for better settings of fine-tuning, with Ray Tune and Optuna, each trial a run in MLflow.
 
-    Temperature 0 is greedy.
+    gristmill tune configs/quickstart.yaml --trials 10 --search finetune.lr=log:1e-4:1e-2 --search finetune.epochs=2:5
     """
-    from jobs.use import continue_prompts
+    from jobs.tune import print_search
+    from jobs.tune import tune as search_for
 
-    rows = continue_prompts(model, prompts or [""], max_new_tokens, temperature, top_k, top_p, seed)
-    if json_:
-        emit(rows)
-    for row in () if json_ else rows:
-        sys.stdout.write(f"{row['prompt']}{row['text']}\n")
+    def say(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+
+    result = search_for(
+        config,
+        set_ or [],
+        words=search or [],
+        trials=trials,
+        parallel=parallel,
+        metric=metric,
+        task=task,
+        seed=seed,
+        say=say,
+    )
+    emit(result) if json_ else print_search(result, config)
 
 
 @app.command(group=RUNS)
@@ -136,6 +139,9 @@ def sync(run: str | None = None, *, json_: Json = False) -> None:
 
 
 cli_cluster.register(app)
+cli_use.register(app)
+cli_registry.register(app)
+cli_quality.register(app)
 
 
 @config_app.command
@@ -180,8 +186,8 @@ def main() -> int:
     except GristmillError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. The same command goes on where it stopped.\n")
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"{interrupt or 'Interrupted. The same command goes on where it stopped.'}\n")
         return 130
     return 0
 

@@ -87,18 +87,18 @@ def headline(notes: Mapping[str, Any]) -> str:
     return str(notes.get("headline", ""))
 
 
-def result_table(result: Mapping[str, Any]) -> Table:
-    """The scores of a run, its rivals on the same split beneath."""
+def result_table(scores: Mapping[str, Any], title: str) -> Table:
+    """The scores of a classifier, its rivals on the same split beneath."""
     table = Table(box=None, pad_edge=False)
-    for column in ("test split", "accuracy", "95 % interval", "macro-F1", "ECE"):
-        table.add_column(column, justify="left" if column == "test split" else "right")
-    low, high = result["accuracy_ci"]
+    for column in (title, "accuracy", "95 % interval", "macro-F1", "ECE"):
+        table.add_column(column, justify="left" if column == title else "right")
+    low, high = scores["accuracy_ci"]
     interval = f"{_f(low)} to {_f(high)}"
-    own = (_f(result["accuracy"]), interval, _f(result["macro_f1"]), _f(result["ece"]))
+    own = (_f(scores["accuracy"]), interval, _f(scores["macro_f1"]), _f(scores["ece_calibrated"]))
     table.add_row("this classifier", *own, style="bold")
-    if rival := result["baseline"]:
+    for rival in scores["baselines"]:
         table.add_row(rival["name"], _f(rival["accuracy"]), "", _f(rival["macro_f1"]))
-    if rival := result["random_init"]:
+    if rival := scores["random_init"]:
         table.add_row("same body, random weights", _f(rival["accuracy"]), "", _f(rival["macro_f1"]))
     return table
 
@@ -108,26 +108,35 @@ def _f(value: float) -> str:
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """The end of a run, on stdout: scores, where things are, and what to do next."""
+    """The end of a run, on stdout: scores of every task, where things are, and what to do next."""
     console = Console(file=sys.stdout, highlight=False)
-    if result.get("accuracy") is not None:
-        console.print(Padding(result_table(result), (1, 0)))
-    places = {
-        "registered": result.get("model_uri"),
-        "export": result.get("export_dir"),
-        "report": result.get("report_dir") and f"{result['report_dir']}/report.html",
-        "tracking": result["tracking_uri"],
-    }
-    for title, place in places.items():
-        if place:
-            console.print(f"{title:<11}{place}", soft_wrap=True)
+    tasks = result.get("tasks") or ({"": result} if result.get("accuracy") is not None else {})
+    for name, task in tasks.items():
+        console.print(Padding(result_table(task, f"{name}, test split" if name else "test split"), (1, 0)))
+        _print_places(console, _places(task))
+    _print_places(console, {"tracking": result["tracking_uri"]})
     console.print(f"\nIn {result['wall_seconds']:.0f} s. Next:")
-    for command in _next_commands(result):
+    for command in _next_commands(result["name"], tasks):
         console.print(f"  {command}", soft_wrap=True)
 
 
-def _next_commands(result: Mapping[str, Any]) -> list[str]:
-    name = result["name"]
-    model = name if result.get("model_uri") else result.get("export_dir")
-    predict = [f'gristmill predict {model} "a text to label"'] if model else []
+def _places(task: Mapping[str, Any]) -> dict[str, str | None]:
+    return {
+        "registered": task.get("model_uri"),
+        "export": task.get("export_dir"),
+        "report": f"{task['report_dir']}/report.html",
+    }
+
+
+def _print_places(console: Console, places: Mapping[str, str | None]) -> None:
+    for title, place in places.items():
+        if place:
+            console.print(f"{title:<11}{place}", soft_wrap=True)
+
+
+def _next_commands(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    models = [
+        task["model_uri"].split("/")[1] if task.get("model_uri") else task.get("export_dir") for task in tasks.values()
+    ]
+    predict = [f'gristmill predict {model} "a text to label"' for model in models if model]
     return [*predict, f'gristmill generate {name} "the beginning of"', "gristmill ui"]

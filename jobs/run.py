@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from ruamel.yaml import YAML
 from jobs.console import RunView
 from jobs.home import home
 from jobs.journals import following
+from jobs.models import with_start
+from jobs.params import shown_params
 from jobs.record import OpenRecord, ended_by, open_record
 from jobs.status import announce
 from jobs.stopping import Stopping
 from jobs.track_mlflow import Mirror, Mirrored
-from pipeline.assemble import Graph, PipelineConfig, assemble
-from pipeline.config import flat, load
+from pipeline.assemble import Branch, Graph, PipelineConfig, assemble
+from pipeline.config import load
 from pipeline.errors import WorkerLost
-from pipeline.identity import canonical, fingerprint
+from pipeline.identity import fingerprint
 from pipeline.runner import Built, Started, Submit, build, submit_here, topological
 from pipeline.stage import alone
 from pipeline.store import Store, log
@@ -49,6 +52,7 @@ class Opened:
 
 def open_config(path: Path, overrides: Sequence[str]) -> Opened:
     config = load(PipelineConfig, path, overrides).config
+    config = with_start(config, home(), tracking_uri(config))
     return Opened(config, assemble(config), Store(home(), config.cluster.store or os.environ.get("GRISTMILL_STORE")))
 
 
@@ -63,18 +67,24 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
         config.name,
         fingerprint(config),
         stages=[(stage.name, stage.kind) for stage in topological(graph.targets)],
-        params=dict(flat(canonical(config))),
-        register_name=(config.register.name or config.name) if graph.export else None,
+        params=shown_params(config),
+        register_name=(config.register.name or config.name) if graph.exports else None,
+        register_names=_register_names(config, graph),
         tracking_uri=uri,
+        cpus=_cpus(config),
     )
     name = opening.record.run
     with Mirror(store.home, name, uri) as mirror, announce(store.home, name), opening as record:
         write_resolved(record.folder / "resolved.yaml", config)
         with Stopping(record.folder, partial(_ask_to_stop, opened, record)), view, following(store, record):
             built = _build_all(opened, record, view, inline=inline)
-        result = {"name": config.name, "run": name} | _result(graph, store, built)
+        result: dict[str, Any] = {"name": config.name, "run": name} | _result(graph, store, built)
         record.finish("succeeded", result)
-        result |= _tracked(mirror.finish(MIRROR_SECONDS), uri)
+        mirrored = mirror.finish(MIRROR_SECONDS)
+        result |= _tracked(mirrored, uri) | _promoted(config, mirrored, store.home, uri)
+        registered = mirrored.model_uris if mirrored else ()  # none where the tracker could not be reached
+        for task, model_uri in zip(result.get("tasks", {}).values(), registered, strict=False):
+            task["model_uri"] = model_uri
         result |= {"wall_seconds": round(time.monotonic() - start, 2)}
         record.finish("succeeded", result)
         return result
@@ -82,7 +92,7 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
 
 def _build_all(opened: Opened, record: OpenRecord, view: RunView, *, inline: bool) -> list[Built]:
     """Build every stage. A lost worker or machine costs what was done since the last checkpoint, and some patience."""
-    cluster, cpus = opened.config.cluster, opened.config.cluster.cpus or len(os.sched_getaffinity(0))
+    cluster, cpus = opened.config.cluster, _cpus(opened.config)
     losses, reached = 0, None
     while True:
         try:
@@ -98,6 +108,16 @@ def _build_all(opened: Opened, record: OpenRecord, view: RunView, *, inline: boo
             pause = min(2.0**losses, LONGEST_PAUSE_SECONDS)
             log.warning("%s\nGoing on in %.0f s (loss %d of at most %d).", loss, pause, losses, cluster.retries)
             time.sleep(pause)
+
+
+def _register_names(config: PipelineConfig, graph: Graph) -> dict[str, str]:
+    """The names that tasks give to their models, by export stage."""
+    given = {name: task.register.name for name, task in config.tasks.items()}
+    return {b.export.name: own for name, b in graph.branches.items() if b.export and (own := given.get(name))}
+
+
+def _cpus(config: PipelineConfig) -> int:
+    return config.cluster.cpus or len(os.sched_getaffinity(0))
 
 
 def _reached(store: Store, record: OpenRecord) -> list[tuple[str, str, list[int]]]:
@@ -172,14 +192,21 @@ def _result(graph: Graph, store: Store, built: Sequence[Built]) -> dict[str, Any
         for b in (by_name[stage.name] for stage in topological(graph.targets))
     ]
     result: dict[str, Any] = {"status": "succeeded", "stages": stages}
-    if graph.export:
-        result["export_dir"] = str(store.path("export", by_name["export"].key))
-    if graph.evaluate is None:
-        return result
-    report_dir = store.path("evaluate", by_name["evaluate"].key)
-    scores = graph.evaluate.load(report_dir).scores
-    wanted = ("accuracy", "accuracy_ci", "macro_f1", "ece", "baseline", "random_init")
-    return result | {name: scores[name] for name in wanted} | {"report_dir": str(report_dir)}
+    tasks = {
+        name: _scores(branch, store, {stage.name: by_name[stage.name].key for stage in branch.stages})
+        for name, branch in graph.branches.items()
+    }
+    return result | tasks[""] if "" in tasks else result | ({"tasks": tasks} if tasks else {})
+
+
+def _scores(branch: Branch, store: Store, keys: Mapping[str, str]) -> dict[str, Any]:
+    """What a run says of one task: where its model and its report are, and how good it is."""
+    where = {"export_dir": str(store.path("export", keys[branch.export.name]))} if branch.export else {}
+    report_dir = store.path("evaluate", keys[branch.evaluate.name])
+    scores = branch.evaluate.load(report_dir).scores
+    wanted = ("accuracy", "accuracy_ci", "macro_f1", "macro_f1_ci", "ece", "baseline", "baselines", "random_init")
+    calibrated = {"ece_calibrated": scores["calibrated"]["ece"]}
+    return where | {name: scores[name] for name in wanted} | calibrated | {"report_dir": str(report_dir)}
 
 
 def _tracked(mirrored: Mirrored | None, uri: str) -> dict[str, Any]:
@@ -188,6 +215,16 @@ def _tracked(mirrored: Mirrored | None, uri: str) -> dict[str, Any]:
         "mlflow_run_id": mirrored and mirrored.run_id,
         "tracking_uri": uri,
     }
+
+
+def _promoted(config: PipelineConfig, mirrored: Mirrored | None, home: Path, uri: str) -> dict[str, Any]:
+    """What became of the promotions that the config asks for; models are registered in the order of the tasks."""
+    wanted = [task.register.promote or config.register.promote for task in config.all_tasks.values()]
+    if config.export is None or not any(wanted):
+        return {}
+    from jobs.promote import promote_after_run
+
+    return {"promotions": promote_after_run(list(compress(mirrored.model_uris if mirrored else (), wanted)), home, uri)}
 
 
 def failed(error: BaseException, seconds: float) -> Mapping[str, Any]:

@@ -45,7 +45,8 @@ class Shipment:
 def read_config(path: Path, overrides: list[str]) -> PipelineConfig:
     """A config that may leave this machine. Raises UsageError where it is wrong, or where it holds a password."""
     config = load(PipelineConfig, path, overrides).config
-    assemble(config)
+    if config.init_from is None or Path(config.init_from).is_dir():  # a registered model is looked up where it runs
+        assemble(config)
     for key, value in flat(asdict(config)):
         if isinstance(value, str) and _has_password(value):
             raise UsageError(f"{key}: a password in a config would be stored on the cluster. {_remedy(key)}")

@@ -48,6 +48,11 @@ FIXED: dict[str, Any] = {
 }
 """What every model of ours has in their config, and every model of theirs must have to be read."""
 
+CALIBRATION = "calibration_temperature"
+"""Our key in a classifier's config: the temperature that its head is already divided by."""
+
+ARCHITECTURES = ("LlamaForCausalLM", "LlamaForSequenceClassification")
+
 Special = Mapping[str, str]
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -65,11 +70,19 @@ def write_causal_lm(folder: Path, model: LanguageModel, tokenizer_json: Path, sp
 
 
 def write_classifier(
-    folder: Path, classifier: Classifier, tokenizer_json: Path, special: Special, id2label: Mapping[int, str]
+    folder: Path,
+    classifier: Classifier,
+    tokenizer_json: Path,
+    special: Special,
+    id2label: Mapping[int, str],
+    *,
+    temperature: float = 1.0,
 ) -> None:
     """Write `classifier` as a stock LlamaForSequenceClassification folder; arguments as in `write_causal_lm`.
 
-    Raises ValueError also unless pooling is "last", a pad token is named, and `id2label` names labels 0 to n - 1.
+    `temperature` says what the logits were divided by in calibration; it is noted, under a key that transformers keeps
+    and does not read. Raises ValueError also unless pooling is "last", a pad token is named, and `id2label` names
+    labels 0 to n - 1.
     """
     head = classifier.head
     if head.pooling != "last":
@@ -84,6 +97,7 @@ def write_classifier(
         "id2label": {str(i): id2label[i] for i in sorted(id2label)},
         "label2id": {id2label[i]: i for i in sorted(id2label)},
         "problem_type": "single_label_classification",
+        CALIBRATION: temperature,
     }
     config = _to_config(classifier.cfg, classifier, "LlamaForSequenceClassification")
     config |= _special_ids(tokenizer_json, special) | labels
@@ -97,6 +111,23 @@ def read_causal_lm(folder: Path) -> LanguageModel:
     """
     config = _read_config(folder, "LlamaForCausalLM")
     return _with_weights(LanguageModel(_from_config(config)), folder)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape of the Llama language model or classifier in a folder. Raises ValueError as `read_causal_lm`."""
+    return _from_config(_read_config(folder, *ARCHITECTURES))
+
+
+def read_body(folder: Path, cfg: ModelConfig) -> LanguageModel:
+    """A language model of shape `cfg` with the weights of a folder; raises as `read_causal_lm`.
+
+    `cfg` may differ from what the folder says in all that changes no weight. A classifier's head is left behind, and
+    the embedding becomes the head, from which it may learn to differ if `cfg` does not tie them.
+    """
+    weights = _read_weights(folder)
+    if weights.pop("score.weight", None) is not None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    return _filled(LanguageModel(cfg), weights, folder)
 
 
 def read_classifier(folder: Path) -> tuple[Classifier, dict[int, str]]:
@@ -126,10 +157,10 @@ def _to_config(cfg: ModelConfig, model: nn.Module, architecture: str) -> dict[st
     }
 
 
-def _read_config(folder: Path, architecture: str) -> dict[str, Any]:
+def _read_config(folder: Path, *architectures: str) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if architecture not in config.get("architectures", []):
-        raise ValueError(f"{folder}: architectures={config.get('architectures')} is not [{architecture!r}]")
+    if not set(architectures) & set(config.get("architectures") or ()):
+        raise ValueError(f"{folder}: architectures={config.get('architectures')} is not {' or '.join(architectures)}")
     for name, value in FIXED.items():
         if config.get(name, value) != value:
             raise ValueError(f"{folder}: {name}={config[name]!r} is not supported; only {value!r} is")
@@ -179,7 +210,10 @@ def _renamed(name: str) -> str:
 
 def _with_weights(model: Model, folder: Path) -> Model:
     """Fill the model, which takes on the dtype of the file. Raises ValueError for a missing or an unknown weight."""
-    weights = _read_weights(folder)
+    return _filled(model, _read_weights(folder), folder)
+
+
+def _filled(model: Model, weights: dict[str, Tensor], folder: Path) -> Model:
     model = model.to(next(iter(weights.values())).dtype)
     parameters = {_renamed(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     if len(set(parameters.values())) < len(parameters):  # tied: files may hold the shared matrix once or twice

@@ -1,24 +1,32 @@
 """Where everything is wired: one config in, the graph of stages out. Read this to learn what a pipeline is."""
 
-from dataclasses import dataclass, fields, replace
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from model.config import ModelConfig
 from model.objectives import pretraining
+from pipeline.config import laid_over
 from pipeline.identity import knob
 from pipeline.stage import Stage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.evaluate import Evaluate, EvaluateConfig
 from pipeline.stages.export import Export, ExportConfig
 from pipeline.stages.finetune import Finetune, FinetuneConfig
+from pipeline.stages.imported import ImportModel, ImportTokenizer, model_config
 from pipeline.stages.labels import LabelsConfig, LabelsStage
 from pipeline.stages.pretrain import Pretrain, PretrainConfig
 from pipeline.stages.shards import ShardsConfig, ShardsStage
+from pipeline.stages.task_text import TaskText
 from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.training import TrainingConfig
 
 Count = Annotated[int, Ge(1)]
+
+TASK_NAME = re.compile("[a-z0-9][a-z0-9_-]*")
 
 HEAD_DIM = 64
 """Channels of a head where the config names no heads: the size that attention kernels are fastest at."""
@@ -55,6 +63,12 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         self.resolve(vocab_size=1)  # a shape that cannot be is refused where it is written
+
+    @property
+    def sizes_given(self) -> list[str]:
+        """The fields that say how large the model is, those of them that are not left to be derived."""
+        sizes = ("depth", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
+        return [name for name in sizes if getattr(self, name) is not None]
 
     def resolve(self, vocab_size: int, *, causal: bool = True) -> ModelConfig:
         """The config with every derived value filled in."""
@@ -113,6 +127,22 @@ class RegisterConfig:
 
     name: Annotated[str, MinLen(1)] | None = knob(None)
     """Name of the registered model. Default: the name of the pipeline."""
+    promote: bool = knob(False)
+    """Make a registered model the champion at the end of the run, if it passes the gates of `gristmill promote`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One of several labelled tasks on the same base. What a section here does not say, the pipeline's own says."""
+
+    labels: LabelsConfig
+    """Where its labelled text is."""
+    adapt: PretrainConfig | None = None
+    """Laid over the pipeline's `adapt`."""
+    finetune: FinetuneConfig = FinetuneConfig()
+    """Laid over the pipeline's `finetune`."""
+    register: RegisterConfig = knob(default_factory=RegisterConfig)
+    """Default name: the pipeline's and the task's, with a dash between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,67 +153,206 @@ class PipelineConfig:
     """Name of the pipeline: the MLflow experiment, and the registered model unless `register.name` says otherwise."""
     seed: int = 0
     """Seed of everything random: data order, initial weights, dropout, splits, bootstrap."""
-    corpus: CorpusConfig
+    init_from: str | None = None
+    """Folder of a Llama model as transformers saves it, or a registered model (models:/NAME@ALIAS), to start from.
+
+    It brings its tokenizer and its sizes; rows are no longer than it was made for, and pretraining may be left out."""
+    corpus: CorpusConfig | None = None
+    """The text to pretrain on."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     shards: ShardsConfig = ShardsConfig()
     model: ModelSection = ModelSection()
-    pretrain: PretrainConfig
+    pretrain: PretrainConfig | None = None
+    """How to pretrain on the corpus."""
     labels: LabelsConfig | None = None
+    """The labelled text of the only task; none ends the pipeline with the base model."""
+    tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
+    """Several labelled tasks by name, in place of `labels`: each becomes a classifier on the same base."""
+    adapt: PretrainConfig | None = None
+    """Go on pretraining on the training texts of the task before it is fine-tuned (arXiv:2004.10964)."""
     finetune: FinetuneConfig = FinetuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig | None = ExportConfig()
-    """null makes and registers none: for a classifier without a stock Llama form, such as one with mean pooling."""
+    """null makes and registers none."""
     cluster: ClusterConfig = knob(default_factory=ClusterConfig)
     tracking: TrackingConfig = knob(default_factory=TrackingConfig)
     register: RegisterConfig = knob(default_factory=RegisterConfig)
 
     def __post_init__(self) -> None:
-        for section, settings in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+        sections = {"corpus": self.corpus, "pretrain": self.pretrain}
+        missing = [name for name, section in sections.items() if section is None]
+        if len(missing) == 1 or (missing and self.init_from is None):
+            raise ValueError(
+                f"{' and '.join(missing)}: required, and not given; both may be left out where init_from names a model"
+            )
+        if self.init_from is not None and (given := self.model.sizes_given):
+            raise ValueError(f"init_from brings the sizes of the model: leave out {', '.join(given)} of `model`")
+        if self.labels is not None and self.tasks:
+            raise ValueError("give labels for one task, or tasks for several, not both")
+        for name in self.tasks:
+            if not TASK_NAME.fullmatch(name):
+                raise ValueError(f"tasks.{name}: a task is named by lower-case letters, digits, - and _")
+        for section, settings in self._trainings():
             if self.cluster.workers != 1 and settings.engine == "plain":
                 raise ValueError(
                     f"cluster.workers={self.cluster.workers} needs {section}.engine auto or deepspeed, not plain"
                 )
 
+    @staticmethod
+    def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Lay the sections of each task over those of the pipeline, in what a config file says."""
+        if not isinstance(tasks := tree.get("tasks"), dict):
+            return dict(tree)
+        return {**tree, "tasks": {name: _over_own_sections(tree, task) for name, task in tasks.items()}}
+
+    def _trainings(self) -> Iterator[tuple[str, TrainingConfig]]:
+        sections = {"pretrain": self.pretrain, "adapt": self.adapt, "finetune": self.finetune}
+        for name, task in self.tasks.items():
+            sections |= {f"tasks.{name}.adapt": task.adapt, f"tasks.{name}.finetune": task.finetune}
+        yield from ((name, section) for name, section in sections.items() if section is not None)
+
+    @property
+    def all_tasks(self) -> dict[str, TaskConfig]:
+        """Every task by its name; the only task of a pipeline has the name ""."""
+        if self.labels is None:
+            return dict(self.tasks)
+        return {"": TaskConfig(labels=self.labels, adapt=self.adapt, finetune=self.finetune, register=self.register)}
+
+
+def _over_own_sections(tree: Mapping[str, Any], task: Any) -> Any:
+    """A task with its sections laid over the pipeline's; what is no section is left to be refused where it stands."""
+    if not isinstance(task, dict):
+        return task
+    shared = {name: section for name in ("adapt", "finetune") if isinstance(section := tree.get(name), dict)}
+    return {**task, **{name: laid_over(section, task.get(name, {})) for name, section in shared.items()}}
+
+
+Base = Pretrain | ImportModel
+"""What makes a language model, and says with what shape and tokenizer."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The stages of one task, by role; `adapted` is the base where it is not trained further."""
+
+    labels: LabelsStage
+    adapted: Base
+    finetune: Finetune
+    random_init: Finetune | None
+    evaluate: Evaluate
+    export: Export | None
+
+    @property
+    def stages(self) -> list[Stage[Any]]:
+        return [stage for f in fields(self) if (stage := getattr(self, f.name)) is not None]
+
 
 @dataclass(frozen=True)
 class Graph:
-    """The stages of one pipeline, by role. `labels` and what follows are None where the config has no labels."""
+    """The stages of one pipeline: those that lead to the base model, and a branch for each task by its name."""
 
-    corpus: CorpusStage
-    tokenizer: TokenizerStage
-    shards: ShardsStage
-    pretrain: Pretrain
-    labels: LabelsStage | None = None
-    finetune: Finetune | None = None
-    random_init: Finetune | None = None
-    evaluate: Evaluate | None = None
-    export: Export | None = None
+    trunk: list[Stage[Any]]
+    branches: Mapping[str, Branch]
 
     @property
     def targets(self) -> list[Stage[Any]]:
-        """What a run makes: every stage that is there, in the order of the pipeline."""
-        return [stage for f in fields(self) if (stage := getattr(self, f.name)) is not None]
+        """What a run makes: every stage, in the order of the pipeline."""
+        branches = [stage for branch in self.branches.values() for stage in branch.stages]
+        return [*self.trunk, *(stage for stage in branches if stage not in self.trunk)]
+
+    @property
+    def exports(self) -> list[Export]:
+        return [branch.export for branch in self.branches.values() if branch.export]
 
 
 def assemble(config: PipelineConfig) -> Graph:
     """Wire the stages of a pipeline."""
-    corpus = CorpusStage(config=config.corpus)
-    tokenizer = TokenizerStage(config=config.tokenizer, corpus=corpus)
-    shards = ShardsStage(config=config.shards, corpus=corpus, tokenizer=tokenizer)
-    objective = pretraining(config.pretrain.objective)
-    vocab_size = config.tokenizer.vocab_size + objective.EXTRA_TOKENS
-    model = config.model.resolve(vocab_size, causal=objective.CAUSAL)
-    base = Pretrain(config=config.pretrain.resolve(), model=model, shards=shards, tokenizer=tokenizer, seed=config.seed)
-    if config.labels is None:
-        return Graph(corpus, tokenizer, shards, base)
+    corpus = CorpusStage(config=config.corpus) if config.corpus else None
+    if config.init_from:
+        tokenizer = ImportTokenizer(folder=config.init_from)
+        base = ImportModel(folder=config.init_from, model=shape(config, "next_token"), tokenizer=tokenizer)
+    else:
+        assert corpus is not None, "without a model to start from there is a corpus"
+        tokenizer, base = TokenizerStage(config=config.tokenizer, corpus=corpus), None
+    trunk = [corpus, tokenizer, base]
+    if corpus and config.pretrain:
+        shards = ShardsStage(config=config.shards, corpus=corpus, tokenizer=tokenizer)
+        base = pretrain(config, config.pretrain, shards, base)
+        trunk += [shards, base]
+    assert base is not None, "there is a model to start from, or pretraining"
+    learned = corpus if config.pretrain else None
+    branches = {name: branch(config, name, task, base, learned) for name, task in config.all_tasks.items()}
+    return Graph([stage for stage in trunk if stage is not None], branches)
 
-    labels = LabelsStage(config=config.labels, seed=config.seed)
+
+def pretrain(
+    config: PipelineConfig, training: PretrainConfig, shards: ShardsStage, base: Base | None, label: str = ""
+) -> Pretrain:
+    """Wire training on shards, on top of `base` if there is one."""
+    return Pretrain(
+        config=training.resolve(),
+        model=shape(config, training.objective),
+        shards=shards,
+        tokenizer=shards.tokenizer,
+        base=base,
+        seed=config.seed,
+        label=label,
+    )
+
+
+def shape(config: PipelineConfig, objective: str) -> ModelConfig:
+    """The model that an objective wants: whether it reads both ways, and the tokens it needs past the vocabulary."""
+    wanted = pretraining(objective)
+    if config.init_from is None:
+        return config.model.resolve(config.tokenizer.vocab_size + wanted.EXTRA_TOKENS, causal=wanted.CAUSAL)
+    start = model_config(config.init_from)
+    return replace(
+        start,
+        vocab_size=start.vocab_size + wanted.EXTRA_TOKENS,
+        causal=wanted.CAUSAL,
+        seq_len=min(start.seq_len, config.model.seq_len),
+        dropout=config.model.dropout,
+        sliding_window=config.model.sliding_window,
+        attention=config.model.attention,
+    )
+
+
+def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corpus: CorpusStage | None) -> Branch:
+    """Wire the stages of one task onto the base, which has been trained on the corpus."""
+    labels = LabelsStage(config=task.labels, seed=config.seed, label=name)
+    adapted = adapt(config, name, task.adapt, labels, base) if task.adapt else base
     classifier = Finetune(
-        config=config.finetune.resolve(), base=base, model=model, tokenizer=tokenizer, labels=labels, seed=config.seed
+        config=task.finetune.resolve(),
+        base=adapted,
+        model=adapted.model,
+        tokenizer=base.tokenizer,
+        labels=labels,
+        seed=config.seed,
+        label=name,
     )
-    from_random = replace(classifier, base=None, label="random-init") if config.evaluate.random_init else None
+    from_random = replace(classifier, base=None, label=joined(name, "random-init"))
+    random_init = from_random if config.evaluate.random_init else None
     scores = Evaluate(
-        config=config.evaluate, classifier=classifier, labels=labels, random_init=from_random, seed=config.seed
+        config=config.evaluate,
+        classifier=classifier,
+        labels=labels,
+        corpus=corpus if config.evaluate.contamination else None,
+        random_init=random_init,
+        seed=config.seed,
+        label=name,
     )
-    export = config.export and Export(config=config.export, classifier=classifier, labels=labels, evaluation=scores)
-    return Graph(corpus, tokenizer, shards, base, labels, classifier, from_random, scores, export)
+    export = config.export and Export(
+        config=config.export, classifier=classifier, labels=labels, evaluation=scores, label=name
+    )
+    return Branch(labels, adapted, classifier, random_init, scores, export)
+
+
+def adapt(config: PipelineConfig, name: str, training: PretrainConfig, labels: LabelsStage, base: Base) -> Pretrain:
+    """Wire pretraining that goes on from the base with the training texts of a task."""
+    text, label = TaskText(labels=labels, label=name), joined(name, "adapt")
+    shards = ShardsStage(config=config.shards, corpus=text, tokenizer=base.tokenizer, label=label)
+    return pretrain(config, training, shards, base, label)
+
+
+def joined(*names: str) -> str:
+    return "-".join(name for name in names if name)

@@ -4,6 +4,7 @@ Values come from, in rising order: defaults, the files named by `extends:`, the 
 """
 
 import ast
+import copy
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,10 @@ class Loaded(Generic[C]):
 
 
 def load(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> Loaded[C]:
-    """Read a config file into `cls`, a frozen dataclass. Raises UsageError that lists every problem found."""
+    """Read a config file into `cls`, a frozen dataclass. Raises UsageError that lists every problem found.
+
+    Where `cls` has a method `complete`, it is given what was written, as plain dicts, to fill in before it is checked.
+    """
     tree, origins = _read_chain(path, ())
     for number, text in enumerate(overrides, 1):
         key, value = _override(text, number)
@@ -171,6 +175,13 @@ def _scalar(node: Any) -> Any:
     return node
 
 
+def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with the values of another in place of its own, neither of them changed."""
+    merged = copy.deepcopy(dict(base))
+    _merge(merged, over)
+    return merged
+
+
 def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -205,7 +216,8 @@ def _set(tree: dict[str, Any], origins: dict[Path_, Origin], key: Path_, value: 
 
 def _typed(cls: type[C], tree: dict[str, Any], origins: Mapping[Path_, Origin], file: Origin) -> C:
     try:
-        return _model(cls).model_validate({"config": tree}).config
+        complete = getattr(cls, "complete", dict)
+        return _model(cls).model_validate({"config": complete(tree)}).config
     except ValidationError as errors:
         problems = dict.fromkeys(_explain(e, origins, file, schema(cls)) for e in errors.errors())
         raise UsageError("\n".join(problems)) from None
@@ -238,11 +250,16 @@ def _message(error: ErrorDetails, at: Path_, known: Sequence[str]) -> str:
 
 
 def properties(document: dict[str, Any], at: Path_ = ()) -> dict[str, Any]:
-    """The properties of one section of a schema, by name; empty where there is no such section."""
+    """The properties of one section of a schema, by name; empty where there is no such section.
+
+    A section whose keys are the user's own, such as `tasks`, has the one property NAME.
+    """
     node = document
     for part in at:
-        node = _section(node.get("properties", {}).get(part, {}), document)
-    return node.get("properties", {})
+        own = node.get("properties", {}).get(part, node.get("additionalProperties", {}))
+        node = _section(own, document) if isinstance(own, dict) else {}
+    any_name = node.get("additionalProperties")
+    return {"NAME": any_name} if isinstance(any_name, dict) else node.get("properties", {})
 
 
 def _section(node: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:

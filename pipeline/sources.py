@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,7 +58,7 @@ def _distinct(given: Path) -> list[Path]:
         found = [given] if _is_saved_dataset(given) else list(_walk(given))
     else:
         found = [given] if given.is_file() else _matches(given)
-    known = [p for p in found if p == given or _kind(p)]
+    known = [p for p in found if p == given or kind_of(p)]
     return list({p.resolve(): p for p in sorted(known, reverse=True)}.values())
 
 
@@ -99,7 +99,7 @@ def _is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
-def _kind(path: Path) -> tuple[str, str] | None:
+def kind_of(path: Path) -> tuple[str, str] | None:
     """Kind and compression of a file by its name, or None."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
@@ -110,7 +110,7 @@ def _source(path: Path, base: str) -> Source:
     name = path.absolute().relative_to(base).as_posix()
     if path.is_dir():
         return Source(name, path, SAVED_DATASET)
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind is None:
         raise DataError(f"{path}: unknown kind of file. Known kinds are {_known()}; rename or convert it")
     return Source(name, path, *kind)
@@ -124,6 +124,14 @@ def digests(path: str) -> dict[str, str]:
     """
     files = [(source, file) for source in find(path) for file in source.files]
     return {f"{i:06d} {source.kind}{source.compression}": _digest(file) for i, (source, file) in enumerate(files)}
+
+
+def folder_digests(folder: str, patterns: Sequence[str]) -> dict[str, str]:
+    """`{name: BLAKE3}` of the files of a folder that a pattern means. Raises DataError where there is none."""
+    files = {file.name: file for pattern in patterns for file in sorted(Path(folder).glob(pattern))}
+    if not files:
+        raise DataError(f"{Path(folder).absolute()}: holds none of {', '.join(patterns)}")
+    return {name: _digest(file) for name, file in files.items()}
 
 
 def digest(path: str) -> str:

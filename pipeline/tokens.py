@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,37 @@ from tokenizers import Tokenizer
 from pipeline.errors import StageFailed
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-SPECIAL_IDS = BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
+BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
 SPECIAL = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+"""Those of a tokenizer of our own."""
+PADS = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>", "[UNK]")
+"""What is taken for padding, the first that there is."""
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The tokens that no text can spell: before a text, after it, and where there is none."""
+
+    bos: int
+    eos: int
+    pad: int
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """Those of any tokenizer that puts a token before and one after a text.
+
+    A tokenizer of others may have none for padding. Then any will do that does not end a text: what is padding is said
+    by document ids here, and a stock classifier looks for the last token that is none.
+    """
+    bos, eos = tokenizer.encode("").ids
+    known = [tokenizer.token_to_id(token) for token in PADS]
+    return SpecialIds(bos, eos, next(number for number in (*known, bos, 0, 1) if number is not None and number != eos))
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """`special_ids` as tokens, by the roles that transformers has for them."""
+    ids = special_ids(tokenizer)
+    return {f"{role}_token": str(tokenizer.id_to_token(getattr(ids, role))) for role in ("bos", "eos", "pad")}
 
 
 def load_tokenizer(file: Path) -> Tokenizer:

@@ -175,7 +175,7 @@ def _split(
     if not splits["validation"]:
         splits = carve_validation(splits, config.validation_fraction, seed)
     if config.train_per_class is not None:
-        splits = {**splits, "train": few_of_each(splits["train"], config.train_per_class, seed)}
+        splits["train"] = few_of_each(splits["train"], config.train_per_class, seed)
     if not splits["test"]:
         where = Path(config.path).absolute()
         raise DataError(f"{where}: no row falls to test, so nothing could be measured. Give test rows or more rows")

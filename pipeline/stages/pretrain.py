@@ -27,7 +27,7 @@ from pipeline.stage import Context, RankContext, Resources, Stage
 from pipeline.stages.shards import TokenShards
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.token_stream import TokenStream
-from pipeline.tokens import BOS_ID, EOS_ID, SPECIAL_IDS
+from pipeline.tokens import special_ids
 from pipeline.tracking import read_journal
 from pipeline.train import StepReport
 from pipeline.training import TrainingConfig, TrainingRun, prepare_process
@@ -71,13 +71,15 @@ class PretrainConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(Stage[LanguageModelFiles]):
-    """Makes a language model out of token shards."""
+    """Makes a language model out of token shards, from random weights or from another language model."""
 
     config: PretrainConfig
     model: ModelConfig
     shards: Stage[TokenShards]
     tokenizer: Stage[TokenizerFile]
     seed: int = 0
+    base: Stage[LanguageModelFiles] | None = added(None)
+    """What to go on from; None begins with random weights."""
 
     @property
     def resources(self) -> Resources:
@@ -97,10 +99,14 @@ class Pretrain(Stage[LanguageModelFiles]):
         """What each rank does. The weights are left as the last checkpoint."""
         prepare_process(ctx.cpus)
         cfg, shards = self.config, ctx.open(self.shards)
-        sampling = self._sampling(shards)
+        tokens = special_ids(ctx.open(self.tokenizer).load())
+        examples = self._examples((tokens.bos, tokens.eos, tokens.pad))
+        sampling = self._sampling(shards, examples)
         total = cfg.total_steps(sampling.rows_per_step, self.model.seq_len)
         model = LanguageModel(replace(self.model, activation_checkpointing=cfg.activation_checkpointing))
         initialize(model, self.seed)
+        if self.base is not None:
+            take_over(model, ctx.open(self.base).load().model)
         with TrainingRun(
             ctx,
             cfg,
@@ -112,18 +118,18 @@ class Pretrain(Stage[LanguageModelFiles]):
             for report in training.steps(sampling, start=training.resume(), stop=total):
                 if self._validation_due(report, total):
                     with training.meter.pause():
-                        scores = self._validate(training.engine, shards.split("validation"))
+                        scores = self._validate(training.engine, shards.split("validation"), examples)
                     ctx.tracker.metrics(scores, step=report.step)
             training.finish()
 
-    def _sampling(self, shards: TokenShards) -> LanguageSampling:
+    def _sampling(self, shards: TokenShards, examples: Examples) -> LanguageSampling:
         return LanguageSampling(
             stream=shards.split("train"),
             seq_len=self.model.seq_len,
             rows_per_step=max(1, self.config.global_batch_tokens // self.model.seq_len),
             micro_batch_size=self.config.micro_batch_size,
             seed=self.seed,
-            examples=self._examples,
+            examples=examples,
             dropout=self.model.dropout > 0,
         )
 
@@ -131,12 +137,11 @@ class Pretrain(Stage[LanguageModelFiles]):
     def _objective(self) -> Pretraining:
         return pretraining(self.config.objective)
 
-    @property
-    def _examples(self) -> Examples:
-        masking = Masking(rate=self.config.mask_rate, mask_id=self.model.vocab_size - 1, special=SPECIAL_IDS)
+    def _examples(self, special: tuple[int, ...]) -> Examples:
+        masking = Masking(rate=self.config.mask_rate, mask_id=self.model.vocab_size - 1, special=special)
         return partial(self._objective.examples, masking=masking)
 
-    def _validate(self, engine: Engine, stream: TokenStream) -> dict[str, float]:
+    def _validate(self, engine: Engine, stream: TokenStream, examples: Examples) -> dict[str, float]:
         """Mean cross-entropy of the validation split in nats per target; for next tokens also in bits per byte of text.
 
         Bits per byte compare models across tokenizers; the end-of-text token counts as a cost and has no bytes.
@@ -146,7 +151,7 @@ class Pretrain(Stage[LanguageModelFiles]):
         if rows < 1:
             return {}
         batches = language_batches(
-            stream, seq_len, size, rows, self._examples, rank=engine.rank, world_size=engine.world_size
+            stream, seq_len, size, rows, examples, rank=engine.rank, world_size=engine.world_size
         )
         losses = [engine.forward(partial(self._objective.loss, batch=batch.to(engine.device))) for batch in batches]
         nats = float(engine.sum(torch.stack([loss.sum for loss in losses]).sum()))
@@ -183,15 +188,23 @@ class Pretrain(Stage[LanguageModelFiles]):
         ctx.notes["datasets"] = [ctx.dataset(self.shards, split) for split in ("train", "validation")]
         ctx.notes["files"] = sorted(path.name for path in ctx.out.iterdir() if path.suffix in (".png", ".txt"))
         ctx.notes["model"] = {"role": "base"}
-        quality = f"val loss {last['val/loss']:.3f}"
+        quality = next(f"{n} loss {last[f'{n}/loss']:.3f}" for n in ("val", "train") if f"{n}/loss" in last)
         quality += f", {last['val/bpb']:.3f} bits/byte" if "val/bpb" in last else ""
         ctx.notes["headline"] = f"{quality}, {speed:,.0f} tokens/s, MFU {100 * mfu:.0f} %"
 
 
+@torch.no_grad()
+def take_over(model: LanguageModel, base: LanguageModel) -> None:
+    """Copy the weights of `base` into `model`, in place; rows past its vocabulary stay as they are."""
+    own = dict(model.named_parameters())
+    for name, weight in base.named_parameters():
+        own[name][: len(weight)].copy_(weight)
+
+
 def sample_texts(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int) -> str:
     """What the model writes from nothing, a text a line."""
-    room = min(64, model.cfg.seq_len - 1)
+    room, tokens = min(64, model.cfg.seq_len - 1), special_ids(tokenizer)
     answers = generate(
-        model, [[BOS_ID]] * count, max_new_tokens=room, transforms=chain(SAMPLE_RULES), eos_id=EOS_ID, seed=seed
+        model, [[tokens.bos]] * count, max_new_tokens=room, transforms=chain(SAMPLE_RULES), eos_id=tokens.eos, seed=seed
     )
     return "".join(tokenizer.decode(ids).strip().replace("\n", " ") + "\n" for ids in answers)

@@ -70,6 +70,8 @@ class TokenizerStage(Stage[TokenizerFile]):
         economy = _economy(tokenizer, sample or _first_texts(corpus))
         ctx.notes["metrics"] = {"vocab_size": float(tokenizer.get_vocab_size()), **economy}
         ctx.notes["headline"] = f"{tokenizer.get_vocab_size():,} tokens, {economy['bytes_per_token']:.2f} bytes a token"
+        ctx.notes["datasets"] = [ctx.dataset(self.corpus, "corpus")]
+        ctx.notes["model"] = {"role": "tokenizer"}
 
     def load(self, path: Path) -> TokenizerFile:
         return TokenizerFile(path)

@@ -142,7 +142,7 @@ def points_in_mlflow(home: Path) -> dict[str, list[tuple[str, int, float]]]:
         assert parents.fetchone() == (1,)
     points: dict[str, list[tuple[str, int, float]]] = {}
     for name, key, step, value in sorted(rows):
-        if not any(word in key for word in ("second", "latency", "mfu", "share")):
+        if not any(word in key for word in ("second", "latency", "mfu", "share", "system/")):
             points.setdefault(name, []).append((key, step, value))
     return points
 
@@ -201,3 +201,35 @@ def test_explain_gives_type_default_range_and_meaning(tmp_path: Path):
     text = gristmill(tmp_path, "config", "explain", "finetune.lr").stdout
     assert text.startswith("finetune.lr: number > 0, <= 1, default 0.0005")
     assert "Peak learning rate" in text
+
+
+@pytest.mark.slow
+def test_several_tasks_become_classifiers_on_the_same_base(tmp_path: Path):
+    config = tmp_path / "tasks.yaml"
+    config.write_text(
+        f"""
+extends: {Path(SMOKE).absolute()}
+labels: null
+evaluate: {{random_init: false}}
+finetune: {{epochs: 1}}
+tasks:
+  one:
+    labels: {{path: data/smoke/labels.jsonl, split: [0.7, 0.1, 0.2]}}
+    register: {{name: own-name}}
+  two:
+    labels: {{path: data/smoke/labels.jsonl, split: [0.6, 0.2, 0.2]}}
+    adapt: {{steps: 4, objective: masked, global_batch_tokens: 256}}
+    finetune: {{pooling: mean}}
+"""
+    )
+    home = tmp_path / "home"
+    result = answer(gristmill(home, "run", str(config), "--json", "--inline"))
+    assert {name: task["model_uri"] for name, task in result["tasks"].items()} == {
+        "one": "models:/own-name/1",
+        "two": "models:/smoke-two/1",
+    }
+    for task in result["tasks"].values():
+        assert 0 <= task["macro_f1"] <= 1
+        assert (Path(task["report_dir"]) / "report.html").exists()
+    said = answer(gristmill(home, "predict", "smoke-two", "the sea was calm", "--json"))
+    assert said[0]["label"] in said[0]["probabilities"]

@@ -1,0 +1,105 @@
+"""A language model of somebody else's to start from: its tokenizer and its weights, each in our own form."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, processors
+
+from model.config import ModelConfig
+from model.interchange import read_body, read_config
+from pipeline import sources
+from pipeline.errors import DataError
+from pipeline.identity import knob
+from pipeline.stage import Context, Stage
+from pipeline.stages.tokenizer import TokenizerFile
+from pipeline.tokens import load_tokenizer
+from pipeline.weights import LanguageModelFiles, write_language_model
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+MODEL_FILES = ("config.json", "model*.safetensors")
+
+
+def model_config(folder: str) -> ModelConfig:
+    """The shape of the model in a Hugging Face folder. Raises DataError for one that cannot be read or computed."""
+    try:
+        return read_config(Path(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"init_from={folder}: {error}. Give a folder in the Llama layout of transformers") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportTokenizer(Stage[TokenizerFile]):
+    """Takes over a tokenizer.json, and makes it put a first and a last token around every text."""
+
+    folder: str = knob()
+
+    def sources(self) -> Mapping[str, str]:
+        return sources.folder_digests(self.folder, TOKENIZER_FILES)
+
+    def run(self, ctx: Context) -> None:
+        tokenizer = load_tokenizer(Path(self.folder) / "tokenizer.json")
+        bos, eos = _ends(Path(self.folder), tokenizer)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A {eos}", special_tokens=[(token, tokenizer.token_to_id(token)) for token in {bos, eos}]
+        )
+        tokenizer.save(str(ctx.out / "tokenizer.json"))
+        ctx.notes["metrics"] = {"vocab_size": float(tokenizer.get_vocab_size())}
+        ctx.notes["headline"] = f"{tokenizer.get_vocab_size():,} tokens of {Path(self.folder).name}"
+        ctx.notes["files"] = ["tokenizer.json"]
+
+    def load(self, path: Path) -> TokenizerFile:
+        return TokenizerFile(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportModel(Stage[LanguageModelFiles]):
+    """Takes over the weights of a Llama language model, or of the body of a Llama classifier, as float32."""
+
+    folder: str = knob()
+    model: ModelConfig
+    tokenizer: Stage[TokenizerFile]
+
+    def sources(self) -> Mapping[str, str]:
+        return sources.folder_digests(self.folder, MODEL_FILES)
+
+    def run(self, ctx: Context) -> None:
+        tokenizer = ctx.open(self.tokenizer)
+        highest = max(tokenizer.load().get_vocab(with_added_tokens=True).values())
+        if highest >= self.model.vocab_size:
+            raise DataError(
+                f"init_from={self.folder}: the tokenizer has the id {highest}, the model only {self.model.vocab_size} "
+                "rows of embedding; they do not belong together"
+            )
+        try:
+            language_model = read_body(Path(self.folder), self.model).float()
+        except (OSError, ValueError) as error:
+            raise DataError(f"init_from={self.folder}: {error}") from None
+        write_language_model(ctx.out, dict(language_model.named_parameters()), self.model, tokenizer.file)
+        size = sum(p.numel() for p in language_model.parameters())
+        ctx.notes["metrics"] = {"parameters": float(size)}
+        ctx.notes["headline"] = f"{size:,} parameters of {Path(self.folder).name}"
+        ctx.notes["model"] = {"role": "base"}
+
+    def load(self, path: Path) -> LanguageModelFiles:
+        return LanguageModelFiles(path)
+
+
+def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The tokens to put before and after a text; where none begins a text, the one that ends it does."""
+    named: dict[str, Any] = {}
+    for file in TOKENIZER_FILES[1:]:
+        if (path := folder / file).exists():
+            named |= json.loads(path.read_text(encoding="utf-8"))
+    bos, eos = (_content(named.get(role)) for role in ("bos_token", "eos_token"))
+    if not eos or tokenizer.token_to_id(eos) is None:
+        raise DataError(f"init_from={folder}: its tokenizer_config.json names no eos_token that tokenizer.json has")
+    return (bos if bos and tokenizer.token_to_id(bos) is not None else eos), eos
+
+
+def _content(token: str | dict[str, Any] | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token

@@ -1,0 +1,87 @@
+"""What a config becomes: the graph of stages, and a branch for each task."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.assemble import Graph, PipelineConfig, assemble
+from pipeline.config import load
+from pipeline.errors import UsageError
+
+TWO_TASKS = """
+extends: SMOKE
+labels: null
+adapt: {steps: 5, lr: 1.0e-3}
+finetune: {epochs: 7}
+tasks:
+  plain:
+    labels: {path: data/smoke/labels.jsonl}
+  other:
+    labels: {path: data/smoke/labels.jsonl, split: [0.6, 0.2, 0.2]}
+    adapt: {objective: masked}
+    finetune: {pooling: mean}
+"""
+
+
+def graph(tmp_path: Path, text: str, *overrides: str) -> Graph:
+    path = tmp_path / "config.yaml"
+    path.write_text(text.replace("SMOKE", str(Path("configs/smoke.yaml").absolute())))
+    return assemble(load(PipelineConfig, path, overrides).config)
+
+
+def test_each_task_is_a_branch_on_the_same_base(tmp_path: Path):
+    made = graph(tmp_path, TWO_TASKS)
+    assert list(made.branches) == ["plain", "other"]
+    for name, branch in made.branches.items():
+        assert branch.adapted.base == made.trunk[-1]
+        assert branch.finetune.base == branch.adapted
+        assert branch.evaluate.name == f"evaluate-{name}"
+    names = [stage.name for stage in made.targets]
+    assert len(set(names)) == len(names)
+
+
+def test_a_task_says_only_what_is_its_own(tmp_path: Path):
+    plain, other = graph(tmp_path, TWO_TASKS).branches.values()
+    assert (plain.finetune.config.epochs, plain.finetune.config.pooling) == (7, "last")
+    assert (other.finetune.config.epochs, other.finetune.config.pooling) == (7, "mean")
+    assert other.finetune.config.lr == 5e-3  # of the file that this one extends
+    assert (other.adapted.config.steps, other.adapted.config.objective) == (5, "masked")
+
+
+def test_a_masked_objective_reads_both_ways_and_has_a_token_more(tmp_path: Path):
+    plain, other = graph(tmp_path, TWO_TASKS).branches.values()
+    assert (plain.finetune.model.causal, plain.finetune.model.vocab_size) == (True, 512)
+    assert (other.finetune.model.causal, other.finetune.model.vocab_size) == (False, 513)
+
+
+def test_the_only_task_and_one_of_several_are_the_same_artifact(tmp_path: Path):
+    alone = graph(tmp_path, "extends: SMOKE").branches[""].finetune
+    one = (
+        graph(
+            tmp_path,
+            "extends: SMOKE\nlabels: null\ntasks: {a: {labels: {path: data/smoke/labels.jsonl, "
+            "split: [0.7, 0.1, 0.2]}}}",
+        )
+        .branches["a"]
+        .finetune
+    )
+    assert one.key({}) == alone.key({})
+    assert one != replace(one, label="")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("extends: SMOKE\ntasks: {a: {labels: {path: x}}}", "labels for one task, or tasks for several"),
+        ("extends: SMOKE\nlabels: null\ntasks: {A b: {labels: {path: x}}}", "tasks.A b: a task is named by"),
+        (
+            "extends: SMOKE\nlabels: null\ntasks: {a: {labels: {path: x}, finetune: {epoch: 1}}}",
+            r"config.yaml:3:43  tasks.a.finetune.epoch: unknown key. Did you mean `epochs`\?",
+        ),
+        ("extends: SMOKE\nlabels: null\ntasks: {a: 3}", "tasks.a"),
+    ],
+)
+def test_a_wrong_task_is_named_where_it_stands(tmp_path: Path, text: str, told: str):
+    with pytest.raises(UsageError, match=told):
+        graph(tmp_path, text)

@@ -1,0 +1,134 @@
+"""Starting from a language model of somebody else's: a folder as transformers saves it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from pipeline.assemble import Graph, PipelineConfig, assemble
+from pipeline.classify import probabilities
+from pipeline.config import load
+from pipeline.errors import DataError, UsageError
+from pipeline.runner import Built, build, submit_here
+from pipeline.store import Store
+from pipeline.tokens import special_ids
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 48,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+ONLY_TUNED = """
+extends: SMOKE
+init_from: START
+corpus: null
+pretrain: null
+model: {d_model: null, n_layers: null, n_heads: null, n_kv_heads: null, d_ff: null, seq_len: 32}
+finetune: {epochs: 1, batch_size: 32}
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of other sizes, with a tokenizer that has no padding and ends no text by itself."""
+    folder = tmp_path_factory.mktemp("start")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=390, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(Path("data/smoke/corpus.txt").read_text().splitlines(), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SIZES, bos_token_id=0, eos_token_id=1)).save_pretrained(folder)
+    return folder
+
+
+def graph(tmp_path: Path, start: Path, text: str = ONLY_TUNED, *overrides: str) -> Graph:
+    path = tmp_path / "config.yaml"
+    path.write_text(text.replace("SMOKE", str(Path("configs/smoke.yaml").absolute())).replace("START", str(start)))
+    return assemble(load(PipelineConfig, path, overrides).config)
+
+
+def opened(home: Path, stage: Any) -> Any:
+    built = [event for event in build([stage], Store(home), submit_here) if isinstance(event, Built)][-1]
+    return stage.load(Store(home).path(stage.kind, built.key))
+
+
+def test_an_imported_model_computes_the_logits_of_transformers(tmp_path: Path, start: Path):
+    tokenizer, base = graph(tmp_path, start).trunk
+    loaded = opened(tmp_path, base).load()
+    text = torch.randint(0, 390, (2, 20), generator=torch.Generator().manual_seed(0))
+    theirs = AutoModelForCausalLM.from_pretrained(start)
+    torch.testing.assert_close(loaded.model(text), theirs(text).logits, atol=1e-5, rtol=1e-5)
+    ids = special_ids(opened(tmp_path, tokenizer).load())
+    assert (ids.bos, ids.eos) == (0, 1)
+    assert ids.pad != ids.eos
+
+
+def test_it_is_fine_tuned_and_exported_as_what_it_was(tmp_path: Path, start: Path):
+    made = graph(tmp_path, start).branches[""]
+    tuned = opened(tmp_path, made.finetune).load()
+    assert (tuned.model.cfg.seq_len, tuned.model.cfg.n_kv_heads) == (32, 2)
+    export = opened(tmp_path, made.export)
+    scores = opened(tmp_path, made.evaluate).scores
+    theirs = AutoModelForSequenceClassification.from_pretrained(export.path)
+    text = "the sea was calm"
+    read = PreTrainedTokenizerFast.from_pretrained(export.path)(text, return_tensors="pt")
+    expected = torch.from_numpy(probabilities(tuned, [text])).log() / scores["temperature"]
+    torch.testing.assert_close(theirs(**read).logits.softmax(-1), expected.softmax(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_pretraining_goes_on_from_it(tmp_path: Path, start: Path):
+    text = ONLY_TUNED.replace("corpus: null\npretrain: null", "pretrain: {steps: 12, objective: masked}")
+    made = graph(tmp_path, start, text).trunk[-1]
+    untouched = replace(made, base=None)
+    before, after = opened(tmp_path, made.base).load().model, opened(tmp_path, made).load().model
+    from_nothing = opened(tmp_path, untouched).load().model
+    moved = (after.body.embed.weight[:390] - before.body.embed.weight[:390]).abs().mean()
+    assert moved < (from_nothing.body.embed.weight[:390] - before.body.embed.weight[:390]).abs().mean() / 2
+    assert after.cfg.vocab_size == 401
+
+
+def test_the_body_of_a_classifier_will_do(tmp_path: Path, start: Path):
+    folder = tmp_path / "classifier"
+    LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=3, pad_token_id=0)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((start / name).read_bytes())
+    loaded = opened(tmp_path, graph(tmp_path, folder).trunk[-1]).load().model
+    theirs = LlamaForSequenceClassification.from_pretrained(folder)
+    text = torch.arange(10)[None]
+    torch.testing.assert_close(loaded.body(text), theirs.model(text).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_read_is_refused_before_anything_is_built(tmp_path: Path, start: Path):
+    with pytest.raises(DataError, match=r"init_from=.*nowhere: .*Give a folder in the Llama layout"):
+        graph(tmp_path, tmp_path / "nowhere")
+    other = tmp_path / "other"
+    other.mkdir()
+    config = json.loads((start / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
+    with pytest.raises(DataError, match="GPT2LMHeadModel"):
+        graph(tmp_path, other)
+    with pytest.raises(UsageError, match="init_from brings the sizes of the model: leave out d_model"):
+        graph(tmp_path, start, ONLY_TUNED, "model.d_model=64")
+    with pytest.raises(UsageError, match="pretrain: required, and not given"):
+        graph(tmp_path, start, ONLY_TUNED.replace("corpus: null\n", ""))
