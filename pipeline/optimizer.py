@@ -39,18 +39,23 @@ class OptimizerConfig:
     """Muon's memory of the gradient."""
     layer_lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     """A layer's learning rate over that of the layer above it; below 1 for fine-tuning (arXiv:1801.06146)."""
+    unfreeze: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Part of training after which all layers learn: the head from the start, each layer later than the one above it
+    (gradual unfreezing, arXiv:1801.06146)."""
 
 
 class _Recipe(NamedTuple):
     kind: Literal["adamw", "muon"]
     lr: float
     weight_decay: float
+    thaw: float
 
 
 def build(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, n_layers: int) -> Optimizer:
     """One torch optimizer over all trainable parameters; a parameter tied under two names counts once, by its first.
 
-    Every group has "param_names" and "initial_lr", its peak learning rate.
+    Every group has "param_names", "initial_lr", its peak learning rate, and "thaw", the part of training before which
+    it stays as it is.
     """
     groups: dict[_Recipe, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in _trainable(named_parameters):
@@ -73,19 +78,19 @@ def _trainable(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator
 def _recipe(name: str, parameter: nn.Parameter, config: OptimizerConfig, n_layers: int) -> _Recipe:
     block = _BLOCK.search(name)
     below_top = n_layers - int(block[1]) if block else (n_layers + 1 if _EMBEDDING.search(name) else 0)
-    scale = config.layer_lr_decay**below_top
+    scale, thaw = config.layer_lr_decay**below_top, config.unfreeze * below_top / (n_layers + 1)
     if not block or parameter.ndim < 2 or _ADAPTER.search(name):
-        return _Recipe("adamw", config.lr * scale, 0.0)
+        return _Recipe("adamw", config.lr * scale, 0.0, thaw)
     if config.name == "muon" and parameter.ndim == 2:
-        return _Recipe("muon", (config.muon_lr or config.lr) * scale, config.weight_decay)
-    return _Recipe("adamw", config.lr * scale, config.weight_decay)
+        return _Recipe("muon", (config.muon_lr or config.lr) * scale, config.weight_decay, thaw)
+    return _Recipe("adamw", config.lr * scale, config.weight_decay, thaw)
 
 
 def _part(
     kind: str, groups: Mapping[_Recipe, list[tuple[str, nn.Parameter]]], config: OptimizerConfig
 ) -> "AdamW | Muon":
     own: list[dict[str, Any]] = [
-        {"params": members, "lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        {"params": members, "lr": recipe.lr, "weight_decay": recipe.weight_decay, "thaw": recipe.thaw}
         for recipe, members in groups.items()
         if recipe.kind == kind
     ]
@@ -113,10 +118,13 @@ class Joint(Optimizer):
             part.step()
 
 
-def scale_lr(optimizer: Optimizer, scale: float) -> None:
-    """Set the learning rate of every group to `scale` times its peak."""
+def scale_lr(optimizer: Optimizer, scale: float, done: float = 1.0) -> None:
+    """Set the learning rate of every group to `scale` times its peak, or to 0 where it is frozen until later.
+
+    `done` is the part of training that is over. A frozen group's gradients are remembered, so that it begins in swing.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * scale
+        group["lr"] = group["initial_lr"] * scale * (done >= group["thaw"])
 
 
 def hold_if(optimizer: Optimizer, bad: Tensor) -> None:

@@ -42,9 +42,16 @@ class StepReport:
 
 
 def train(
-    engine: Engine, sampling: Sampling, lr_scale: Callable[[int], float], judge: Judge, *, start: int, stop: int
+    engine: Engine,
+    sampling: Sampling,
+    lr_scale: Callable[[int], float],
+    judge: Judge,
+    *,
+    start: int,
+    stop: int,
+    total: int | None = None,
 ) -> Iterator[StepReport]:
-    """Train from step `start` to step `stop`, and report each step as it ends.
+    """Train from step `start` to step `stop`, of `total` in all (`stop` if not given); report each step as it ends.
 
     The loss is normalised by the step's targets on all ranks, so that accumulation, packing and the number of workers
     change nothing but the order of a sum.
@@ -55,7 +62,7 @@ def train(
         loss_sum = engine.sum(sum(own[1:], own[0]))
         scale = lr_scale(step)
         verdict = Verdict(judge, loss_sum / batch.targets)
-        norm = engine.step(scale, verdict)
+        norm = engine.step(scale, verdict, step / (total or stop))
         yield StepReport(step, loss_sum, batch.targets, norm, scale, verdict(norm), batch.sample_ids, batch.own_ids)
 
 

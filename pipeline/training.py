@@ -118,6 +118,7 @@ class TrainingConfig:
                 weight_decay=self.weight_decay,
                 beta2=self.beta2,
                 layer_lr_decay=getattr(self, "layer_lr_decay", 1.0),
+                unfreeze=getattr(self, "unfreeze", 0.0),
             ),
             precision=self.precision,
             grad_clip=self.grad_clip,
@@ -194,7 +195,7 @@ class TrainingRun:
     def steps(self, sampling: Sampling, *, start: int, stop: int) -> Iterator[StepReport]:
         """Train from step `start` to `stop`: watched, measured, and with checkpoints on the way."""
         course = partial(lr_scale, steps=self.total_steps, config=self._config.schedule_config)
-        reports = train(self.engine, sampling, course, self._guard, start=start, stop=stop)
+        reports = train(self.engine, sampling, course, self._guard, start=start, stop=stop, total=self.total_steps)
         if self._ledger:
             reports = self._ledger.follow(reports)
         for report in self.checkpoints.after(self.meter.watch(self._health.watch(reports))):

@@ -73,11 +73,12 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, lr_scale: float, hold: Hold = not_finite) -> Tensor:
+    def step(self, lr_scale: float, hold: Hold = not_finite, done: float = 1.0) -> Tensor:
         """Clip the gradients by their global norm, update the weights at `lr_scale` of their peak rates, start anew.
 
         Returns the norm before clipping, float32 and 0-dim, still on the device: nothing here waits for it. A step
-        whose norm is not finite, or of which `hold` says so, leaves weights and optimizer as they are.
+        whose norm is not finite, or of which `hold` says so, leaves weights and optimizer as they are. `done` is the
+        part of training that is over, before which some layers may be frozen.
         """
         ...
 

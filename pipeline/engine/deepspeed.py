@@ -197,8 +197,8 @@ class DeepSpeed:
         self._engine.backward(total / denominator * self.world_size, scale_wrt_gas=False)
         return total.detach()
 
-    def step(self, lr_scale: float, hold: Hold = not_finite) -> Tensor:
-        optimizers.scale_lr(self._engine.basic_optimizer, lr_scale)
+    def step(self, lr_scale: float, hold: Hold = not_finite, done: float = 1.0) -> Tensor:
+        optimizers.scale_lr(self._engine.basic_optimizer, lr_scale, done)
         self._store.hold = hold
         self._engine.step()
         return self._store.norm()

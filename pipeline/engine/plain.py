@@ -47,9 +47,9 @@ class Plain:
         (total / denominator).backward()
         return total.detach()
 
-    def step(self, lr_scale: float, hold: Hold = not_finite) -> Tensor:
+    def step(self, lr_scale: float, hold: Hold = not_finite, done: float = 1.0) -> Tensor:
         norm = clip(self._model, self._optimizer, self._grad_clip, hold)
-        optimizers.scale_lr(self._optimizer, lr_scale)
+        optimizers.scale_lr(self._optimizer, lr_scale, done)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norm

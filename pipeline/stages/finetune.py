@@ -65,6 +65,8 @@ class FinetuneConfig(TrainingConfig):
     """Weight of the difference between two passes with different dropout (R-Drop), which takes twice the time."""
     layer_lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     """Learning rate of a layer over that of the one above it."""
+    unfreeze: Annotated[float, Ge(0), Lt(1)] = added(0.0)
+    """Part of training after which all layers learn: each begins later than the one above it (gradual unfreezing)."""
 
 
 @dataclass(frozen=True, kw_only=True)

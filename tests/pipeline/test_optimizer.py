@@ -149,3 +149,24 @@ def test_told_to_hold_still_it_moves_no_weight_and_then_goes_on(name: str) -> No
     train(model, opt, 1)
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_layers_thaw_from_the_top_down_and_learn_nothing_before():
+    model = Toy()
+    opt = build_for(model, OptimizerConfig(lr=0.1, unfreeze=0.6))
+    thaw = settings(opt, "thaw")
+    assert thaw["head.weight"] == 0
+    assert (thaw["blocks.1.0.weight"], thaw["blocks.0.0.weight"], thaw["embed.weight"]) == pytest.approx(
+        (0.2, 0.4, 0.6)
+    )
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    optimizer.scale_lr(opt, 1.0, done=0.3)
+    train(model, opt, 2)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if name.startswith(("head", "blocks.1"))}
+    optimizer.scale_lr(opt, 0.5, done=0.6)
+    assert set(settings(opt, "lr").values()) == {0.05}
+
+
+def test_nothing_is_frozen_unless_asked_for():
+    assert set(settings(build_for(Toy(), OptimizerConfig()), "thaw").values()) == {0.0}
