@@ -62,6 +62,8 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
     opened = open_config(path, overrides)
     config, graph, store = opened.config, opened.graph, opened.store
     uri = tracking_uri(config)
+    for export in graph.exports:  # now, and not after hours of training
+        export.check_installed()
     opening = open_record(
         store.home,
         config.name,

@@ -76,6 +76,13 @@ class Export(Stage[ExportFolder]):
     def load(self, path: Path) -> ExportFolder:
         return ExportFolder(path)
 
+    def check_installed(self) -> None:
+        """Raises EnvironmentProblem where the packages of a format are missing here."""
+        if isinstance(self.classifier, Finetune):
+            shape, pooling = self.classifier.shape, self.classifier.config.pooling
+            for name in export.choose(self.config.formats, shape, pooling):
+                export.require(name)
+
     def run(self, ctx: Context) -> None:
         files, scores = ctx.open(self.classifier), ctx.open(self.evaluation).scores
         loaded, temperature = files.load(), scores.get("temperature") or 1.0
