@@ -25,6 +25,8 @@ PATIENCE_SECONDS = 120.0
 """How long rank 0 waits for another rank's part."""
 LOOK_SECONDS, ASK_SECONDS = 0.01, 0.2
 """How often it looks for it on the disk, and asks a store."""
+ATTEMPTS_AHEAD = 1 << 16
+"""Numbers that follow one of this training; another training's numbers, which begin at random, are not so near."""
 RECEIPT = "receipt.json"
 _NAME = re.compile(r"step-(\d{8,})(?:-([0-9a-f]{13}))?")
 
@@ -237,9 +239,13 @@ class SharedShelf(Shelf):
         return files
 
     def _forget_other_attempts(self, name: str) -> None:
-        """Only now, when this one counts, so that there is one at any time."""
+        """Only now, when this one counts, so that there is one at any time.
+
+        Not those that come after it: another rank may have handed in its part of the next one already.
+        """
         for other in self._leavings():
-            if _step_of(other) == _step_of(name) and other != name:
+            (step, attempt), (other_step, other_attempt) = parsed(name) or (0, 0), parsed(other) or (0, 0)
+            if other_step == step and not 0 <= other_attempt - attempt < ATTEMPTS_AHEAD:
                 self.drop(other)
 
 

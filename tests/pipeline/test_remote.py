@@ -411,7 +411,7 @@ def test_parts_of_an_earlier_attempt_are_not_mixed_in_and_go_away(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ):
     one, two = shelves_of(tmp_path, url, "one", "two")
-    checkpoint.save(two, 5, halves(99)[1], EXTRA, Writer(rank=1, world_size=2, attempt=1))
+    checkpoint.save(two, 5, halves(99)[1], EXTRA, Writer(rank=1, world_size=2, attempt=1 << 40))
     with monkeypatch.context() as patch:
         patch.setattr(shelf, "PATIENCE_SECONDS", 0.1)
         with pytest.raises(EnvironmentProblem, match=r"rank 1 did not hand in .*/step-00000005-0+2 "):
@@ -422,6 +422,17 @@ def test_parts_of_an_earlier_attempt_are_not_mixed_in_and_go_away(
     assert_holds(checkpoint.newest(two), 5)
     name = save_halves([one, two], 5, attempt=4)
     assert remote.names(one.url) == [name]
+
+
+def test_a_part_of_the_next_checkpoint_of_a_step_survives_the_sealing_of_the_one_before(tmp_path: Path, url: str):
+    """Ranks do not wait for each other: the second one may be ahead by what it has handed in."""
+    one, two = shelves_of(tmp_path, url, "one", "two")
+    for attempt in (7, 8):
+        checkpoint.save(two, 5, halves(5)[1], EXTRA, Writer(rank=1, world_size=2, attempt=attempt))
+    for attempt in (7, 8):
+        path = checkpoint.save(one, 5, halves(5)[0], EXTRA, Writer(world_size=2, attempt=attempt))
+    assert remote.names(one.url) == [path.name]
+    assert_holds(checkpoint.newest(two), 5)
 
 
 def test_a_rank_that_cannot_write_its_part_says_why_to_the_others(tmp_path: Path, url: str):
