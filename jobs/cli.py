@@ -187,7 +187,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except KeyboardInterrupt as interrupt:
-        sys.stderr.write(f"{interrupt or 'Interrupted. The same command goes on where it stopped.'}\n")
+        sys.stderr.write(f"{str(interrupt) or 'Interrupted. The same command goes on where it stopped.'}\n")
         return 130
     return 0
 

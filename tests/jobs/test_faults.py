@@ -39,7 +39,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_run_without_ray_gets_over_a_killed_rank_by_itself(tmp_path: Path, undisturbed: str):
     arguments = ["run", SMOKE, "--json", "--inline", *sets(TWO)]
-    done = gristmill(tmp_path, *arguments, GRISTMILL_FAULT=f"checkpoint.saved:9:{tmp_path / 'killed'}")
+    done = gristmill(tmp_path, *arguments, GRISTMILL_FAULT=f"checkpoint.saved:2:{tmp_path / 'killed'}")
     assert answer(done)["status"] == "succeeded"
     assert (tmp_path / "killed").exists()
     assert "Going on in 2 s (loss 1 of at most 3)" in done.stderr
