@@ -27,7 +27,6 @@ from pipeline.identity import fingerprint
 from pipeline.runner import Built, build, submit_here
 from pipeline.store import Store
 
-METRICS = ("macro_f1", "accuracy")
 Say = Callable[[str], None]
 
 
@@ -95,7 +94,7 @@ def tune(
     ranked = sorted(done, key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.number))
     if ranked[0].value is None:
         raise StageFailed(f"all {len(ranked)} trials failed. The first: {ranked[0].error}")
-    run_id = _log(opened.config.name, search, done, tracking_uri(opened.config))
+    run_id = _logged(opened.config.name, search, done, tracking_uri(opened.config), say)
     return {
         "best": ranked[0].settings,
         "value": ranked[0].value,
@@ -116,8 +115,9 @@ def _task(known: list[str], wanted: str | None) -> str:
         raise UsageError("the config has no labels, so there is nothing to fine-tune")
     if wanted is None and len(known) == 1:
         return known[0]
-    if wanted not in known:
-        raise UsageError(f"--task {wanted}: name one of {', '.join(known)}")
+    if wanted is None or wanted not in known:
+        there = ", ".join(name for name in known if name) or "one task only, so leave --task out"
+        raise UsageError(f"--task {wanted or 'is missing'}: the config has {there}")
     return wanted
 
 
@@ -225,6 +225,15 @@ def _words(settings: Mapping[str, Any]) -> str:
     return "  ".join(
         f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
     )
+
+
+def _logged(name: str, search: Search, trials: Sequence[Trial], uri: str, say: Say) -> str | None:
+    """As `_log`; where MLflow is away, that is said and the search is shown all the same."""
+    try:
+        return _log(name, search, trials, uri)
+    except EnvironmentProblem as problem:
+        say(f"{problem}\nThe search is not in MLflow. The same command logs it: its trials are trained already")
+        return None
 
 
 def _log(name: str, search: Search, trials: Sequence[Trial], uri: str) -> str:

@@ -54,6 +54,12 @@ def test_a_search_finds_the_best_of_its_trials_shows_them_and_the_run_uses_what_
     assert {run.data.params["finetune.lr"] for run in children} <= {"1e-05", "0.005"}
 
 
+def test_a_task_that_is_not_there_is_refused(tmp_path: Path):
+    done = gristmill(tmp_path, "tune", SMOKE, "--task", "other")
+    assert done.returncode == 2
+    assert "--task other: the config has one task only, so leave --task out" in done.stderr
+
+
 def test_a_search_over_a_key_that_is_not_there_is_refused_before_any_work(tmp_path: Path):
     done = gristmill(tmp_path, "tune", SMOKE, "--search", "finetune.lrr=1e-4,1e-3")
     assert done.returncode == 2
