@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 SHOWN_LABELS = 3
 
+BASES = ("pretrain", "importmodel")
+"""Kinds of stages that make a language model."""
+
 REDACTED = ":***@"
 """In a recorded URI; the environment then has the real one."""
 
@@ -82,6 +85,8 @@ def continue_prompts(
     from pipeline.tokens import encode_documents, special_ids
 
     loaded = _language_model(model)
+    if not loaded.model.cfg.causal:
+        raise UsageError(f"{model} reads both ways (pretrain.objective), so it cannot write from left to right")
     rules: dict[str, float] = {"greedy": 1} if temperature == 0 else {"temperature": temperature}
     rules |= {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None and temperature}
     ids = [document[:-1].tolist() for document in encode_documents(loaded.tokenizer, list(prompts))]
@@ -115,7 +120,7 @@ def _base_of_pipeline(name: str) -> Path:
     from pipeline.store import Store
 
     records = [record for record in list_records(home()) if record.name == name]
-    stages = [stage for record in records for stage in record.stages if stage.kind == "pretrain" and stage.key]
+    stages = [stage for record in records for stage in record.stages if stage.kind in BASES and stage.key]
     for stage in stages:
         folder = Store(home()).path(stage.kind, str(stage.key))
         if folder.is_dir():

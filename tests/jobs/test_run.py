@@ -231,5 +231,9 @@ tasks:
     for task in result["tasks"].values():
         assert 0 <= task["macro_f1"] <= 1
         assert (Path(task["report_dir"]) / "report.html").exists()
+    bases = home / "store" / "pretrain"
+    both_ways = next(path.parent for path in bases.glob("*/model.json") if '"causal": false' in path.read_text())
+    refused = gristmill(home, "generate", str(both_ways))
+    assert (refused.returncode, "reads both ways" in refused.stderr) == (2, True), refused.stderr
     said = answer(gristmill(home, "predict", "smoke-two", "the sea was calm", "--json"))
     assert said[0]["label"] in said[0]["probabilities"]
