@@ -31,6 +31,20 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_plain_path(rows: int, mon
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)
 
 
+def test_few_rows_that_count_cost_no_logits_of_the_others(monkeypatch: pytest.MonkeyPatch):
+    hidden, weight, targets = inputs()
+    targets[4:] = IGNORE
+    computed: list[int] = []
+    rows = losses._rows
+    monkeypatch.setattr(losses, "_rows", lambda logits, *rest: computed.append(len(logits)) or rows(logits, *rest))
+    results = []
+    for path in (linear_cross_entropy, plain):
+        total = path(hidden, weight, targets)
+        results.append([total.detach(), *torch.autograd.grad(total * 3.0, (hidden, weight))])
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)
+    assert computed == [3]
+
+
 def test_the_path_without_gradients_gives_the_same_loss():
     with torch.no_grad():
         quiet = linear_cross_entropy(*inputs())
