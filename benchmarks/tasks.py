@@ -1,0 +1,113 @@
+"""Several labelled tasks on one base, with one recipe for all.
+
+`python -m benchmarks.tasks --corpus FILE --tasks FOLDER`. The folder holds files of {text, label, split}, named after
+their tasks. Each task is fine-tuned with three seeds and once from random weights, beside the linear rivals that
+`evaluate` has. The base is made once; what is finished is not made again, so a study that was cut off goes on.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFIG = Path("configs/english.yaml")
+SUFFIX = ".jsonl.zst"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where the texts are, and what is asked of every run."""
+
+    corpus: Path
+    tasks: Path
+    settings: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.name.removesuffix(SUFFIX) for path in self.tasks.glob(f"*{SUFFIX}"))
+
+    def run(self, task: str, *settings: str) -> dict[str, Any]:
+        """The JSON of one run; its progress goes to stderr."""
+        own = (
+            f"name={task}",
+            f"corpus.path={self.corpus.absolute()}",
+            f"labels.path={self.tasks.absolute() / (task + SUFFIX)}",
+            "labels.split=split",
+        )
+        command = [str(Path(sys.executable).with_name("gristmill")), "run", str(CONFIG), "--inline", "--json"]
+        command += [part for setting in (*own, *settings, *self.settings) for part in ("--set", setting)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Row:
+    """Test macro-F1 of a task: ours by seed, and its rivals'. `ece` is of the first seed, as served."""
+
+    task: str
+    ours: Mapping[str, Any]
+    tfidf: float
+    svm: float
+    random: float
+    ece: float
+
+    @classmethod
+    def of(cls, task: str, result: Mapping[str, Any]) -> "Row":
+        rivals = {rival["name"]: rival["macro_f1"] for rival in result["baselines"]}
+        return cls(
+            task=task,
+            ours=result["seeds"]["macro_f1"],
+            tfidf=rivals["tfidf-logreg"],
+            svm=rivals["linear-svm"],
+            random=result["random_init"]["macro_f1"],
+            ece=result["ece_calibrated"],
+        )
+
+    def __str__(self) -> str:
+        cells = (self.ours["mean"], self.ours["std"], self.tfidf, self.svm, self.random, self.ece)
+        return f"| {self.task} | {' | '.join(f'{cell:.3f}' for cell in cells)} |"
+
+
+HEAD = """| task | classifier, mean | standard deviation | TF-IDF + LR | linear SVM | same body, random weights | ECE |
+|---|---|---|---|---|---|---|"""
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """On how many tasks the mean over seeds leads."""
+    leads = {
+        "the best linear rival": sum(row.ours["mean"] > max(row.tfidf, row.svm) for row in rows),
+        "TF-IDF + logistic regression": sum(row.ours["mean"] > row.tfidf for row in rows),
+        "random weights": sum(row.ours["mean"] > row.random for row in rows),
+    }
+    return "; ".join(f"above {rival} on {n} of {len(rows)}" for rival, n in leads.items())
+
+
+def arguments() -> tuple[argparse.Namespace, Study]:
+    """What studies of these tasks have in common."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="text to pretrain on")
+    parser.add_argument("--tasks", type=Path, required=True, help=f"folder of TASK{SUFFIX}")
+    parser.add_argument("--only", nargs="+", metavar="TASK", help="leave out the others")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of gristmill run")
+    given = parser.parse_args()
+    return given, Study(given.corpus, given.tasks, tuple(given.set))
+
+
+def main() -> None:
+    given, study = arguments()
+    print(HEAD)
+    rows = []
+    for task in given.only or study.names:
+        result = study.run(task, f"evaluate.seeds={given.seeds}", "evaluate.random_init=true")
+        rows.append(Row.of(task, result))
+        print(rows[-1], flush=True)
+    print(f"\n{verdict(rows)}")
+
+
+if __name__ == "__main__":
+    main()
