@@ -36,6 +36,7 @@ ALONE: dict[str, Any] = {
     "baselines": [],
     "random_init": None,
     "majority": None,
+    "seeds": None,
     "contamination": None,
 }
 """What a report shows of rivals where there are none."""

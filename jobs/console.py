@@ -96,6 +96,9 @@ def result_table(scores: Mapping[str, Any], title: str) -> Table:
     interval = f"{_f(low)} to {_f(high)}"
     own = (_f(scores["accuracy"]), interval, _f(scores["macro_f1"]), _f(scores["ece_calibrated"]))
     table.add_row("this classifier", *own, style="bold")
+    if over := scores["seeds"]:
+        n = len(over["accuracy"]["values"])
+        table.add_row(f"mean of {n} seeds", _f(over["accuracy"]["mean"]), "", _f(over["macro_f1"]["mean"]))
     for rival in scores["baselines"]:
         table.add_row(rival["name"], _f(rival["accuracy"]), "", _f(rival["macro_f1"]))
     if rival := scores["random_init"]:

@@ -206,7 +206,8 @@ def _scores(branch: Branch, store: Store, keys: Mapping[str, str]) -> dict[str, 
     where = {"export_dir": str(store.path("export", keys[branch.export.name]))} if branch.export else {}
     report_dir = store.path("evaluate", keys[branch.evaluate.name])
     scores = branch.evaluate.load(report_dir).scores
-    wanted = ("accuracy", "accuracy_ci", "macro_f1", "macro_f1_ci", "ece", "baseline", "baselines", "random_init")
+    measured = ("accuracy", "accuracy_ci", "macro_f1", "macro_f1_ci", "ece", "seeds")
+    wanted = (*measured, "baseline", "baselines", "random_init")
     calibrated = {"ece_calibrated": scores["calibrated"]["ece"]}
     return where | {name: scores[name] for name in wanted} | calibrated | {"report_dir": str(report_dir)}
 

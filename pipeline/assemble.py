@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Lt, MinLen
@@ -238,13 +238,15 @@ class Branch:
     labels: LabelsStage
     adapted: Base
     finetune: Finetune
+    repeats: tuple[Finetune, ...]
     random_init: Finetune | None
     evaluate: Evaluate
     export: Export | None
 
     @property
     def stages(self) -> list[Stage[Any]]:
-        return [stage for f in fields(self) if (stage := getattr(self, f.name)) is not None]
+        single = (self.labels, self.adapted, self.finetune, *self.repeats, self.random_init, self.evaluate, self.export)
+        return [stage for stage in single if stage is not None]
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,10 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
         seed=config.seed,
         label=name,
     )
+    repeats = tuple(
+        replace(classifier, seed=config.seed + n, label=joined(name, f"seed-{n}"))
+        for n in range(1, config.evaluate.seeds)
+    )
     from_random = replace(classifier, base=None, label=joined(name, "random-init"))
     random_init = from_random if config.evaluate.random_init else None
     scores = Evaluate(
@@ -338,13 +344,14 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
         labels=labels,
         corpus=corpus if config.evaluate.contamination else None,
         random_init=random_init,
+        repeats=repeats,
         seed=config.seed,
         label=name,
     )
     export = config.export and Export(
         config=config.export, classifier=classifier, labels=labels, evaluation=scores, label=name
     )
-    return Branch(labels, adapted, classifier, random_init, scores, export)
+    return Branch(labels, adapted, classifier, repeats, random_init, scores, export)
 
 
 def adapt(config: PipelineConfig, name: str, training: PretrainConfig, labels: LabelsStage, base: Base) -> Pretrain:

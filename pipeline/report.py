@@ -80,8 +80,17 @@ def headline_rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdicts(scores: Mapping[str, Any]) -> list[str]:
-    """A sentence per rival: by how much the classifier leads, and whether that is more than chance."""
-    return [_verdict(RIVALS[key], rival) for key, rival in rivals(scores).items() if key != "majority"]
+    """A sentence a rival: by how much the classifier leads, and whether that may be chance; then one for the seeds."""
+    compared = [_verdict(RIVALS[key], rival) for key, rival in rivals(scores).items() if key != "majority"]
+    return [*compared, *([_over_seeds(scores["seeds"]["macro_f1"])] if scores["seeds"] else [])]
+
+
+def _over_seeds(spread: Mapping[str, Any]) -> str:
+    each = ", ".join(f"{value:.3f}" for value in spread["values"])
+    return (
+        f"Fine-tuned with {len(spread['values'])} seeds, of which the first is this classifier, macro-F1 is "
+        f"{spread['mean']:.3f} on average ({each}; standard deviation {spread['std']:.3f})."
+    )
 
 
 def _verdict(name: str, rival: Mapping[str, Any]) -> str:

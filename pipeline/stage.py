@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeGuard, TypeVar
 
 from pipeline.identity import canonical, fingerprint, in_key, knob
 from pipeline.store import Store
@@ -136,16 +136,18 @@ class Stage(ABC, Generic[A]):
 
     @property
     def inputs(self) -> "dict[str, Stage[Any]]":
-        """`{field name: stage}` of every input."""
+        """`{field name: stage}` of every input; the stages of a tuple are numbered, as in `repeats.0`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Stage)}
+        several = {name: value for name, value in values.items() if _are_stages(value)}
+        numbered = {f"{name}.{n}": stage for name, value in several.items() for n, stage in enumerate(value)}
+        return {name: value for name, value in values.items() if isinstance(value, Stage)} | numbered
 
     def recipe(self, input_digests: Mapping[str, str]) -> dict[str, Any]:
         """What the key is made of. An input enters by the digest of its bytes, so that equal bytes stop a rebuild."""
         own = {
             f.name: canonical(value)
             for f in fields(self)
-            if in_key(f, self) and not isinstance(value := getattr(self, f.name), Stage)
+            if in_key(f, self) and not isinstance(value := getattr(self, f.name), Stage) and not _are_stages(value)
         }
         return {
             "stage": self.kind,
@@ -157,3 +159,7 @@ class Stage(ABC, Generic[A]):
 
     def key(self, input_digests: Mapping[str, str]) -> str:
         return fingerprint(self.recipe(input_digests))
+
+
+def _are_stages(value: object) -> TypeGuard[tuple[Stage[Any], ...]]:
+    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(item, Stage) for item in value)

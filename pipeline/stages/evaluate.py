@@ -1,9 +1,11 @@
 """How good the classifier is on texts that nothing was chosen by, beside what it must beat."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from pipeline.bootstrap import compare
 from pipeline.classify import probabilities
 from pipeline.contamination import Place, Suspects
 from pipeline.engine import pick_device
-from pipeline.labelling import Labelling, Probabilities
+from pipeline.identity import added
+from pipeline.labelling import Labelling, Probabilities, rounded
 from pipeline.speed import Clock, latency
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.corpus import Corpus
@@ -35,6 +38,8 @@ class EvaluateConfig:
     """Linear rivals, a minute each at most: tfidf-logreg (words and pairs of them), linear-svm (also parts)."""
     random_init: bool = False
     """Also fine-tune the same body from random weights: what pretraining was worth."""
+    seeds: Annotated[int, Ge(1), Le(100)] = added(1)
+    """Fine-tune with so many seeds in all, to see how much of a score is chance. The first is what is exported."""
     contamination: bool = True
     """Look for the test texts in the pretraining corpus and among the training texts, about a second for 50 MB."""
 
@@ -54,8 +59,8 @@ class Evaluation:
         """What `assessment.measure` gives, and what the classifier is compared with.
 
         `baselines` is a list; `random_init`, `majority` and `baseline` (the first of the list) are a dict or None:
-        the fields of `bootstrap.Comparison` each, baselines with their `name`. `contamination` is None or the fields
-        of `contamination.Contamination`.
+        the fields of `bootstrap.Comparison` each, baselines with their `name`. `seeds` is None or `spread` of
+        accuracy and of macro_f1, `contamination` is None or the fields of `contamination.Contamination`.
         """
         return json.loads((self.path / "scores.json").read_text(encoding="utf-8"))
 
@@ -64,16 +69,17 @@ class Evaluation:
 class Evaluate(Stage[Evaluation]):
     """Measures a classifier on the test split. `random_init` is the same body, fine-tuned from random weights.
 
-    `corpus` is what the test texts are looked for in.
+    `repeats` are the same classifier fine-tuned with other seeds, `corpus` is what the test texts are looked for in.
     """
 
-    VERSION = 2
+    VERSION = 3
 
     config: EvaluateConfig
     classifier: Stage[ClassifierFiles]
     labels: Stage[Labels]
     corpus: Stage[Corpus] | None = None
     random_init: Stage[ClassifierFiles] | None = None
+    repeats: tuple[Stage[ClassifierFiles], ...] = added(())
     seed: int = 0
 
     @property
@@ -92,6 +98,7 @@ class Evaluate(Stage[Evaluation]):
         record = {
             **measured,
             **self._rivals(ctx, labels, answers.labelling, clock),
+            "seeds": self._seeds(ctx, labels, answers.labelling) if self.repeats else None,
             "contamination": self._contamination(ctx, labels, answers, clock) if self.config.contamination else None,
         }
         assessment.write(ctx.out, record, answers)
@@ -119,6 +126,16 @@ class Evaluate(Stage[Evaluation]):
             "majority": self._compared(ours, majority(learned_from, len(test.texts))),
         }
 
+    def _seeds(self, ctx: Context, labels: Labels, ours: Labelling) -> dict[str, Any]:
+        """Accuracy and macro-F1 of every seed, the exported one first, with their mean and standard deviation."""
+        test = labels.split("test")
+        tables = (_probabilities(ctx, _ready(ctx.open(repeat)), test.texts) for repeat in self.repeats)
+        others = [Labelling(ours.targets, table.argmax(axis=1), ours.n_labels) for table in tables]
+        return {
+            "accuracy": spread([labelling.accuracy for labelling in (ours, *others)]),
+            "macro_f1": spread([labelling.macro_f1 for labelling in (ours, *others)]),
+        }
+
     def _compared(self, ours: Labelling, predicted: np.ndarray) -> dict[str, Any]:
         theirs = Labelling(ours.targets, predicted, ours.n_labels)
         return compare(ours, theirs, resamples=self.config.bootstrap, seed=self.seed).to_json()
@@ -138,6 +155,11 @@ class Evaluate(Stage[Evaluation]):
                 partial(ctx.tracker.progress, text="documents searched for test texts"),
             )
         return found.to_json()
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """`{values, mean, std}` of two or more; std is that of the population they are a sample of."""
+    return {"values": [rounded(v) for v in values], "mean": rounded(mean(values)), "std": rounded(stdev(values))}
 
 
 def _ready(files: ClassifierFiles) -> LoadedClassifier:
@@ -185,7 +207,8 @@ def _note(ctx: Context, record: dict[str, Any], speed: dict[str, float]) -> None
     rivals = {f"{name}/{kind}": rival[kind] for name, rival in _named(record) for kind in ("accuracy", "macro_f1")}
     low, high = record["macro_f1_ci"]
     interval = {"test/macro_f1_low": low, "test/macro_f1_high": high, "test/temperature": record["temperature"]}
-    ctx.notes["metrics"] = {**whole, **interval, **areas, **calibrated, **rivals, **_leaks(record), **speed}
+    noted = {**whole, **interval, **areas, **calibrated, **rivals, **_over_seeds(record), **_leaks(record), **speed}
+    ctx.notes["metrics"] = noted
     ctx.notes["headline"] = _headline(record, speed)
     ctx.notes["files"] = sorted(path.name for path in ctx.out.iterdir() if path.suffix != ".parquet")
 
@@ -194,6 +217,11 @@ def _named(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Every rival by the name its metrics have: the first baseline is "baseline", whichever it is."""
     single = [(name, record[name]) for name in ("random_init", "baseline", "majority") if record[name]]
     return [*single, *((rival["name"], rival) for rival in record["baselines"][1:])]
+
+
+def _over_seeds(record: dict[str, Any]) -> dict[str, float]:
+    over = record["seeds"] or {}
+    return {f"test/{kind}_over_seeds_{name}": over[kind][name] for kind in over for name in ("mean", "std")}
 
 
 def _leaks(record: dict[str, Any]) -> dict[str, float]:

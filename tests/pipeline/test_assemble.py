@@ -49,6 +49,16 @@ def test_a_task_says_only_what_is_its_own(tmp_path: Path):
     assert (other.adapted.config.steps, other.adapted.config.objective) == (5, "masked")
 
 
+def test_seeds_are_the_same_fine_tuning_from_other_draws(tmp_path: Path):
+    for name, branch in graph(tmp_path, TWO_TASKS, "evaluate.seeds=3", "seed=5").branches.items():
+        assert [repeat.seed for repeat in branch.repeats] == [6, 7]
+        assert [repeat.name for repeat in branch.repeats] == [f"finetune-{name}-seed-{n}" for n in (1, 2)]
+        for repeat in branch.repeats:
+            assert replace(repeat, seed=5, label=name) == branch.finetune
+            assert repeat in branch.stages
+            assert repeat in branch.evaluate.inputs.values()
+
+
 def test_a_masked_objective_reads_both_ways_and_has_a_token_more(tmp_path: Path):
     plain, other = graph(tmp_path, TWO_TASKS).branches.values()
     assert (plain.finetune.model.causal, plain.finetune.model.vocab_size) == (True, 512)

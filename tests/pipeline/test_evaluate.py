@@ -19,7 +19,7 @@ from pipeline.stages.evaluate import Evaluate, EvaluateConfig, Evaluation
 from pipeline.stages.labels import LabelsStage
 from pipeline.store import Store
 from tests.pipeline.data_stages import corpus_of, made
-from tests.pipeline.toy_classifier import SCRIPT, evaluate_of, labels_of
+from tests.pipeline.toy_classifier import SCRIPT, RandomClassifier, evaluate_of, labels_of
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def stage(labels: LabelsStage, tmp_path_factory: pytest.TempPathFactory) -> Eval
     rows = [json.loads(line) for line in Path(labels.config.path).read_text().splitlines()]
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("\n".join(["something else", *(f"well, {row['text']}" for row in rows[::9])]))
-    return replace(evaluate_of(labels, random_init=True), corpus=corpus_of(path))
+    repeats = tuple(RandomClassifier(labels=labels, seed=seed, label=f"seed-{seed}") for seed in (2, 3))
+    return replace(evaluate_of(labels, random_init=True), corpus=corpus_of(path), repeats=repeats)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,17 @@ def test_the_scores_have_the_rivals_beside_the_model(evaluation: Evaluation):
     assert scores["random_init"]["macro_f1"] != scores["macro_f1"]
     assert scores["majority"]["accuracy"] < 0.6
     assert [row["name"] for row in scores["per_class"]] == ["a|b <i>_", "fruit", "metal"]
+
+
+def test_the_spread_over_seeds_has_the_exported_one_first(evaluation: Evaluation):
+    scores = evaluation.scores
+    for kind in ("accuracy", "macro_f1"):
+        first, *others = scores["seeds"][kind]["values"]
+        assert first == scores[kind]
+        assert len({first, *others}) == 3
+        assert scores["seeds"][kind]["mean"] == pytest.approx(np.mean([first, *others]), abs=1e-6)
+        assert scores["seeds"][kind]["std"] == pytest.approx(np.std([first, *others], ddof=1), abs=1e-6)
+    assert "Fine-tuned with 3 seeds" in (evaluation.path / "report.html").read_text()
 
 
 def test_the_temperature_is_that_of_the_validation_texts_and_both_calibrations_are_kept(evaluation: Evaluation):
@@ -210,7 +222,7 @@ def test_without_validation_rows_nothing_is_rescaled_and_all_that_costs_time_can
     assert scores["calibrated"] == pytest.approx({name: scores[name] for name in scores["calibrated"]}, abs=1e-4)
     assert "not calibrated" in page
     assert scores["baselines"] == []
-    for name in ("baseline", "random_init", "contamination"):
+    for name in ("baseline", "random_init", "seeds", "contamination"):
         assert scores[name] is None
     assert "TF-IDF" not in page
     assert 'id="contamination"' not in page
