@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(kind: str, body: bytes, 
     assert len(str(caught.value)) < 400
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     body=st.binary(max_size=60)
     | st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3))

@@ -18,7 +18,7 @@ def kept(logits: torch.Tensor) -> set[int]:
 
 
 @pytest.mark.parametrize("name", variants.names("model.decoding"))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(logits=LOGITS)
 def test_a_rule_is_pure_keeps_the_shape_and_never_rules_out_the_likeliest(name: str, logits: torch.Tensor):
     before = logits.clone()
@@ -29,7 +29,7 @@ def test_a_rule_is_pure_keeps_the_shape_and_never_rules_out_the_likeliest(name: 
     assert after.argmax() == logits.argmax()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(logits=LOGITS, k=st.integers(1, 15))
 def test_top_k_keeps_the_k_largest_and_ties(logits: torch.Tensor, k: int):
     smallest = logits[0].sort(descending=True).values[min(k, logits.shape[1]) - 1]
@@ -37,7 +37,7 @@ def test_top_k_keeps_the_k_largest_and_ties(logits: torch.Tensor, k: int):
     assert torch.equal(top_k.transform(logits, k), TopKLogitsWarper(k)(None, logits))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(logits=LOGITS, p=st.floats(0.01, 1.0))
 def test_top_p_keeps_a_smallest_set_that_reaches_p(logits: torch.Tensor, p: float):
     probability = logits[0].double().softmax(0)
@@ -52,7 +52,7 @@ def test_top_p_and_temperature_agree_with_transformers():
     assert torch.equal(temperature.transform(logits, 0.7), TemperatureLogitsWarper(0.7)(None, logits))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(logits=LOGITS, t=st.floats(0.1, 10))
 def test_temperature_scales_log_odds(logits: torch.Tensor, t: float):
     odds = temperature.transform(logits, t).diff()

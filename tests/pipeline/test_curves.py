@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
@@ -37,7 +37,6 @@ def test_the_mean_curves_lie_between_the_curves_and_have_their_area():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=30))
-@settings(deadline=None)
 def test_curves_run_from_0_to_1_and_stay_there(rows: list[tuple[bool, int]]):
     positive, scores = np.array([p for p, _ in rows]), np.array([s / 5 for _, s in rows])
     if positive.all() or not positive.any():

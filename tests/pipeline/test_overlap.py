@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.overlap import ENOUGH, SHORTEST, N, excerpts, overlap
@@ -29,7 +29,6 @@ def by_hand(text: str, documents: list[str]) -> float:
     st.lists(st.lists(st.sampled_from("abc"), min_size=SHORTEST, max_size=20).map(" ".join), min_size=1, max_size=5),
     st.lists(st.lists(st.sampled_from("abc"), max_size=40).map(" ".join), max_size=5),
 )
-@settings(deadline=None)
 def test_the_share_is_that_of_sets_of_word_tuples(texts: list[str], documents: list[str]):
     np.testing.assert_allclose(overlap(texts, documents).coverage, [by_hand(text, documents) for text in texts])
 

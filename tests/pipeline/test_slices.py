@@ -15,7 +15,7 @@ def slicing(targets: list[int], predicted: list[int], confidence: float = 0.7) -
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_every_text_is_in_one_quarter_and_lengths_do_not_overlap(lengths: list[int]):
     n = len(lengths)
     parts = slicing([0] * n, [0] * n).by_length(np.array(lengths), longest=100)
