@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from .commands import SMOKE, answer, digests, gristmill, keys, run, statuses
 
@@ -237,3 +239,30 @@ tasks:
     assert (refused.returncode, "reads both ways" in refused.stderr) == (2, True), refused.stderr
     said = answer(gristmill(home, "predict", "smoke-two", "the sea was calm", "--json"))
     assert said[0]["label"] in said[0]["probabilities"]
+
+
+@pytest.mark.slow
+def test_a_registered_classifier_is_a_start_for_another_one(first: dict[str, Any], home: Path, tmp_path: Path):
+    config = tmp_path / "again.yaml"
+    config.write_text(
+        f"""
+extends: {Path(SMOKE).absolute()}
+name: again
+init_from: models:/smoke@candidate
+corpus: null
+pretrain: null
+model: {{d_model: null, n_layers: null, n_heads: null, n_kv_heads: null, d_ff: null}}
+evaluate: {{random_init: false}}
+finetune: {{epochs: 1, method: head}}
+"""
+    )
+    result = answer(gristmill(home, "run", str(config), "--json", "--inline"))
+    assert result["model_uri"] == "models:/again/1"
+    ours, start = (load_file(Path(run["export_dir"]) / "model.safetensors") for run in (result, first))
+    body = [name for name in start if name.startswith("model.")]
+    assert body
+    assert all(torch.equal(ours[name], start[name]) for name in body)  # only the head was trained
+    assert not torch.equal(ours["score.weight"], start["score.weight"])
+
+    refused = gristmill(home, "run", str(config), "--json", "--set", "init_from=models:/smoke@nobody")
+    assert (refused.returncode, "candidate" in refused.stderr) == (2, True), refused.stderr
