@@ -20,6 +20,8 @@ from pipeline.token_stream import TokenStream
 Ints = Int64[np.ndarray, " n"]
 
 FEISTEL_ROUNDS = 6
+SHORTEST_ROW = 128
+"""Tokens that a row of labelled documents has room for: enough for short ones to fill it well."""
 HIDING = 1
 """Tells the draws that hide tokens from those of dropout."""
 
@@ -201,9 +203,10 @@ def _cut_rows(batch: Batch, part: slice) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledSampling:
-    """Labelled documents, packed whole into rows of at most `seq_len` tokens so that nothing is spent on padding.
+    """Labelled documents, packed whole into rows so that little is spent on padding.
 
-    `documents` are token ids with their special tokens, each at most `seq_len` long; `targets` is int64 [n].
+    `documents` are token ids with their special tokens, each at most `seq_len` long; `targets` is int64 [n]. The rows of
+    a step are as long as its longest document, but for short ones: attention costs the square of a row.
     """
 
     documents: Sequence[np.ndarray]
@@ -224,7 +227,8 @@ class LabelledSampling:
         first = within * self.documents_per_step
         position = np.arange(first, min(len(self.documents), first + self.documents_per_step), dtype=np.int64)
         ids = permute(position, len(self.documents), combine(self.seed, epoch))
-        rows = pack([len(self.documents[i]) for i in ids], self.seq_len)
+        lengths = [len(self.documents[i]) for i in ids]
+        rows = pack(lengths, min(self.seq_len, max(SHORTEST_ROW, *lengths)))
         keys = row_keys(self.seed, step, len(rows)) if self.dropout else None
         mine = range(rank, len(rows), world_size)
         parts = [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]

@@ -73,6 +73,8 @@ class FinetuneConfig(TrainingConfig):
 class Finetune(Stage[ClassifierFiles]):
     """Makes a classifier out of a base model and labels; without a base, out of random weights, for comparison."""
 
+    VERSION = 2
+
     config: FinetuneConfig
     model: ModelConfig
     base: Stage[LanguageModelFiles] | None

@@ -157,6 +157,14 @@ def test_labels_stay_with_their_documents(n: int, micro: int, world: int):
     assert sorted(seen) == list(range(n))
 
 
+@pytest.mark.parametrize(("longest", "room"), [(20, 128), (300, 300), (400, 400)])
+def test_rows_have_room_for_the_longest_document_of_their_step_and_for_many_short_ones(longest: int, room: int):
+    documents = [np.zeros(length, dtype=np.int64) for length in [longest, *[10] * 199]]
+    sampling = labelled(200, documents=documents, seq_len=400, documents_per_step=200, micro_batch_size=200)
+    (batch,) = sampling.step(0).micro_batches
+    assert room - 10 < batch.tokens.shape[1] <= room
+
+
 def test_dropout_keys_differ_by_row_and_step():
     keys = np.concatenate([batches.row_keys(0, step, 8) for step in range(8)])
     assert len(set(keys.tolist())) == 64
