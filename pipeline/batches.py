@@ -205,8 +205,8 @@ def _cut_rows(batch: Batch, part: slice) -> Batch:
 class LabelledSampling:
     """Labelled documents, packed whole into rows so that little is spent on padding.
 
-    `documents` are token ids with their special tokens, each at most `seq_len` long; `targets` is int64 [n]. The rows of
-    a step are as long as its longest document, but for short ones: attention costs the square of a row.
+    `documents` are token ids with their special tokens, each at most `seq_len` long; `targets` is int64 [n]. Rows have
+    room for the longest document of their step and no more, or for many short ones: attention costs a row's square.
     """
 
     documents: Sequence[np.ndarray]

@@ -38,7 +38,7 @@ SAMPLE_RULES = {"temperature": 0.8, "top_k": 50}
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig):
-    """How the base model is pretrained. Give `steps` or `tokens`."""
+    """How the base model is pretrained. Give `steps`, `tokens` or `epochs`."""
 
     objective: Literal["next_token", "masked", "masked_next_token"] = added("next_token")
     """What is learned: the next token; hidden tokens, by a body that reads both ways (BERT); or these, each asked for
@@ -49,6 +49,8 @@ class PretrainConfig(TrainingConfig):
     """Optimizer steps."""
     tokens: Annotated[int, Ge(1)] | None = None
     """Tokens to train on, in place of `steps`; rounded up to whole steps."""
+    epochs: Annotated[float, Gt(0)] | None = added(None)
+    """Passes over the training split, in place of `steps`; rounded up to whole steps."""
     global_batch_tokens: Annotated[int, Ge(1)] = 32_768
     """Tokens in one optimizer step, all workers together; rounded down to whole rows."""
     validate_every: Annotated[int, Ge(1)] = knob(200)
@@ -62,11 +64,15 @@ class PretrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.steps is None) == (self.tokens is None):
-            raise ValueError(f"give exactly one of steps={self.steps} and tokens={self.tokens}")
+        if sum(length is not None for length in (self.steps, self.tokens, self.epochs)) != 1:
+            raise ValueError(
+                f"give exactly one of steps={self.steps}, tokens={self.tokens} and epochs={self.epochs}; "
+                "one that a file lower down gives is taken back by null"
+            )
 
-    def total_steps(self, rows_per_step: int, seq_len: int) -> int:
-        return self.steps or math.ceil((self.tokens or 0) / (rows_per_step * seq_len))
+    def total_steps(self, sampling: LanguageSampling) -> int:
+        rows = (self.epochs or 0) * sampling.n_rows or (self.tokens or 0) / sampling.seq_len
+        return self.steps or math.ceil(rows / sampling.rows_per_step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +108,7 @@ class Pretrain(Stage[LanguageModelFiles]):
         tokens = special_ids(ctx.open(self.tokenizer).load())
         examples = self._examples((tokens.bos, tokens.eos, tokens.pad))
         sampling = self._sampling(shards, examples)
-        total = cfg.total_steps(sampling.rows_per_step, self.model.seq_len)
+        total = cfg.total_steps(sampling)
         model = LanguageModel(replace(self.model, activation_checkpointing=cfg.activation_checkpointing))
         initialize(model, self.seed)
         if self.base is not None:

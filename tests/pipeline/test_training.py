@@ -36,6 +36,7 @@ from pipeline.store import Store
 from pipeline.tracking import Silent, read_journal
 from pipeline.train import StepReport, train
 from pipeline.training import TrainingConfig
+from tests.pipeline.test_batches import ToyStream, sampling
 
 MODEL = ModelConfig(vocab_size=320, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, seq_len=16, dropout=0.1)
 TRAINING = {"lr": 1e-2, "precision": "fp32", "checkpoint_seconds": 0.0, "log_every": 2}
@@ -261,6 +262,14 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path):
     ]
     assert len(points) < 30
     assert result.notes["metrics"]["val/macro_f1"] == max(points)
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"), [({"steps": 7}, 7), ({"tokens": 257}, 3), ({"epochs": 1}, 13), ({"epochs": 0.25}, 4)]
+)
+def test_how_long_to_train_is_given_in_steps_tokens_or_epochs(length: dict[str, float], steps: int):
+    rows = sampling(stream=ToyStream([101 * 16]), seq_len=16, rows_per_step=8)
+    assert PretrainConfig(**length).total_steps(rows) == steps
 
 
 def test_a_run_that_cannot_start_says_what_to_change(tmp_path: Path):
