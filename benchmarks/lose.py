@@ -37,11 +37,9 @@ from pipeline.publish import read_manifest
 from pipeline.tracking import read_journal
 
 KINDS = ("worker", "driver", "controller", "raylet", "tracking server")
-STEPS = 150
 SETTINGS = [
     "labels=null",
     "cluster.workers=2",
-    f"pretrain.steps={STEPS}",
     "pretrain.zero_stage=1",
     "pretrain.checkpoint_seconds=0.5",
     "pretrain.log_every=1",
@@ -56,9 +54,10 @@ class Trial:
     """None where there is nothing to wait for, or the run was over before."""
 
 
-def start(home: Path, uri: str) -> "subprocess.Popen[bytes]":
+def start(home: Path, uri: str, steps: int) -> "subprocess.Popen[bytes]":
     home.mkdir()
-    run = ["run", "configs/smoke.yaml", *(part for setting in SETTINGS for part in ("--set", setting))]
+    settings = (*SETTINGS, f"pretrain.steps={steps}")
+    run = ["run", "configs/smoke.yaml", *(part for setting in settings for part in ("--set", setting))]
     with (home / "log.txt").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.supervise", "--home", str(home), "--", *run, "--set", f"tracking.uri={uri}"],
@@ -124,16 +123,16 @@ def digests(home: Path) -> dict[str, str]:
     return {kind: manifest.digest for kind, manifest in found.items() if manifest}
 
 
-def steps_once(home: Path) -> bool:
+def steps_once(home: Path, steps: int) -> bool:
     """Whether the journal has every step once, and the ledger every sample of it."""
     path = journal(home)
     assert path is not None
     told = [point.step for point in read_journal(path) if "train/loss" in point.metrics]
     read = ledger.read(path.with_suffix(".ledger"))
-    return told == list(range(STEPS)) == sorted(read)
+    return told == list(range(steps)) == sorted(read)
 
 
-def points_once(uri: str, home: Path) -> bool:
+def points_once(uri: str, home: Path, steps: int) -> bool:
     """Whether MLflow has the loss of every step once, of the run that this home holds."""
     (record,) = list_records(home)
     client = connect(uri)
@@ -141,7 +140,7 @@ def points_once(uri: str, home: Path) -> bool:
     wanted = f"tags.`{RUN}` = '{record.run}' AND tags.`{STAGE}` = 'pretrain'"
     children = client.search_runs(experiments, wanted)
     history = [metric for run in children for metric in client.get_metric_history(run.info.run_id, "train/loss")]
-    return sorted(metric.step for metric in history) == list(range(STEPS))
+    return sorted(metric.step for metric in history) == list(range(steps))
 
 
 class Server:
@@ -173,10 +172,10 @@ class Server:
         return False
 
 
-def trial(kind: str, home: Path, chance: random.Random, wanted: dict[str, str]) -> Trial:
+def trial(kind: str, home: Path, chance: random.Random, steps: int, wanted: dict[str, str]) -> Trial:
     tracker = Server(home.with_name(f"{home.name}-server")) if kind == "tracking server" else None
     uri = tracker.uri if tracker else default_uri(home)
-    supervisor = start(home, uri)
+    supervisor = start(home, uri, steps)
     assert wait_for(lambda: list((home / "work" / "pretrain").glob("*/step-*"))), (home / "log.txt").read_text()
     time.sleep(chance.uniform(0, 2))
     recovery = None if tracker else kill(kind, home, supervisor)
@@ -189,7 +188,7 @@ def trial(kind: str, home: Path, chance: random.Random, wanted: dict[str, str]) 
         subprocess.run(
             [sys.executable, "-m", "jobs.cli", "sync"], env=os.environ | {"GRISTMILL_HOME": str(home)}, check=True
         )
-    right = code == 0 and digests(home) == wanted and steps_once(home) and points_once(uri, home)
+    right = code == 0 and digests(home) == wanted and steps_once(home, steps) and points_once(uri, home, steps)
     if not right:
         print(f"{kind}: exit code {code}, {digests(home)} for {wanted}; {home}/log.txt", flush=True)
     if tracker:
@@ -201,28 +200,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=600, help="how long a run is; the ranks outlive a raylet a while")
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
     parser.add_argument("--kept", type=Path, help="file of finished trials, which are not run again")
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="lose-"))
-    assert start(scratch / "whole", default_uri(scratch / "whole")).wait(600) == 0
+    assert start(scratch / "whole", default_uri(scratch / "whole"), options.steps).wait(600) == 0
     wanted = digests(scratch / "whole")
     kept = options.kept or scratch / "trials.jsonl"
     done = _read(kept)
+
+    def name(kind: str, number: int) -> str:
+        return f"{options.seed}-{kind}-{number}-of-{options.steps}"
+
     for number in range(options.times):
         for kind in options.kinds:
-            name = f"{options.seed}-{kind}-{number}"
-            if name in done:
+            if (own := name(kind, number)) in done:
                 continue
             home = scratch / f"{kind.replace(' ', '-')}-{number}"
-            done[name] = trial(kind, home, random.Random(name), wanted)
+            done[own] = trial(kind, home, random.Random(own), options.steps, wanted)
             with kept.open("a") as out:
-                out.write(json.dumps({"name": name, **asdict(done[name])}) + "\n")
-            if done[name].right:
+                out.write(json.dumps({"name": own, **asdict(done[own])}) + "\n")
+            if done[own].right:
                 shutil.rmtree(home)
-    trials = {
-        kind: [done[f"{options.seed}-{kind}-{number}"] for number in range(options.times)] for kind in options.kinds
-    }
+    trials = {kind: [done[name(kind, number)] for number in range(options.times)] for kind in options.kinds}
     report(options.seed, trials)
     sys.exit(not all(t.right for own in trials.values() for t in own))
 
