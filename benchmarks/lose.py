@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=600, help="how long a run is; the ranks outlive a raylet a while")
+    parser.add_argument("--steps", type=int, default=600, help="of a run; workers outlive their raylet by seconds")
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
     parser.add_argument("--kept", type=Path, help="file of finished trials, which are not run again")
     options = parser.parse_args()
