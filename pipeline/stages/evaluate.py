@@ -27,6 +27,10 @@ from pipeline.stages.corpus import Corpus
 from pipeline.stages.labels import Labels
 from pipeline.weights import ClassifierFiles, LoadedClassifier
 
+TEXTS_PER_TASK = 2048
+WAVE = 16
+"""Tasks that are given out at a time, at least; progress is told between two waves."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -92,8 +96,9 @@ class Evaluate(Stage[Evaluation]):
     def run(self, ctx: Context) -> None:
         torch.set_num_threads(ctx.cpus)
         labels, clock = ctx.open(self.labels), Clock()
-        loaded = _ready(ctx.open(self.classifier))
-        answers = _answers(ctx, loaded, labels, clock)
+        classifier = ctx.open(self.classifier)
+        loaded = _ready(classifier)
+        answers = _answers(ctx, classifier, loaded, labels, clock)
         measured = assessment.measure(answers, resamples=self.config.bootstrap, seed=self.seed)
         record = {
             **measured,
@@ -116,7 +121,7 @@ class Evaluate(Stage[Evaluation]):
             linear.append({"name": name, **self._compared(ours, predicted)})
         random_init = None
         if self.random_init is not None:
-            table = _probabilities(ctx, _ready(ctx.open(self.random_init)), test.texts)
+            table = _probabilities(ctx, ctx.open(self.random_init), test.texts)
             random_init = self._compared(ours, table.argmax(axis=1))
         learned_from = np.concatenate([train.targets, validation.targets])
         return {
@@ -129,7 +134,7 @@ class Evaluate(Stage[Evaluation]):
     def _seeds(self, ctx: Context, labels: Labels, ours: Labelling) -> dict[str, Any]:
         """Accuracy and macro-F1 of every seed, the exported one first, with their mean and standard deviation."""
         test = labels.split("test")
-        tables = (_probabilities(ctx, _ready(ctx.open(repeat)), test.texts) for repeat in self.repeats)
+        tables = (_probabilities(ctx, ctx.open(repeat), test.texts) for repeat in self.repeats)
         others = [Labelling(ours.targets, table.argmax(axis=1), ours.n_labels) for table in tables]
         return {
             "accuracy": spread([labelling.accuracy for labelling in (ours, *others)]),
@@ -168,20 +173,35 @@ def _ready(files: ClassifierFiles) -> LoadedClassifier:
     return loaded
 
 
-def _probabilities(ctx: Context, loaded: LoadedClassifier, texts: list[str]) -> Probabilities:
-    """In float32, as the export computes, so that the scores are of what a user gets."""
+def _probabilities(ctx: Context, files: ClassifierFiles, texts: list[str]) -> Probabilities:
+    """In float32, as the export computes, so that the scores are of what a user gets. CPUs share out many texts."""
     show = partial(ctx.tracker.progress, text="texts classified")
-    return probabilities(loaded, texts, precision="fp32", on_progress=show)
+    if len(texts) <= TEXTS_PER_TASK or pick_device("auto").type != "cpu":
+        return probabilities(_ready(files), texts, precision="fp32", on_progress=show)
+    tables: list[Probabilities] = []
+    pieces = [(files, texts[first : first + TEXTS_PER_TASK]) for first in range(0, len(texts), TEXTS_PER_TASK)]
+    wave = max(WAVE, -(-len(pieces) // 16))
+    for first in range(0, len(pieces), wave):
+        show(first * TEXTS_PER_TASK, len(texts))
+        tables += ctx.map(classify_piece, pieces[first : first + wave])
+    show(len(texts), len(texts))
+    return np.concatenate(tables)
 
 
-def _answers(ctx: Context, loaded: LoadedClassifier, labels: Labels, clock: Clock) -> Answers:
+def classify_piece(piece: tuple[ClassifierFiles, list[str]]) -> Probabilities:
+    """The probabilities of some texts, in any process that sees the files; the same bits on any number of threads."""
+    files, texts = piece
+    return probabilities(files.load(), texts, precision="fp32")
+
+
+def _answers(ctx: Context, files: ClassifierFiles, loaded: LoadedClassifier, labels: Labels, clock: Clock) -> Answers:
     """What the classifier says of the test texts, at the temperature that fits the validation texts; without any, 1."""
     test, validation = labels.split("test"), labels.split("validation")
     with clock.time("classifier"):
-        table = _probabilities(ctx, loaded, test.texts)
+        table = _probabilities(ctx, files, test.texts)
     temperature = 1.0
     if validation.texts:
-        temperature = metrics.temperature(validation.targets, _probabilities(ctx, loaded, validation.texts))
+        temperature = metrics.temperature(validation.targets, _probabilities(ctx, files, validation.texts))
     return Answers.of(loaded, test, table, temperature)
 
 

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from pipeline import metrics
 from pipeline.publish import digests
 from pipeline.runner import Built
+from pipeline.stages import evaluate
 from pipeline.stages.evaluate import Evaluate, EvaluateConfig, Evaluation
 from pipeline.stages.labels import LabelsStage
 from pipeline.store import Store
@@ -79,6 +81,28 @@ def test_the_spread_over_seeds_has_the_exported_one_first(evaluation: Evaluation
         assert scores["seeds"][kind]["mean"] == pytest.approx(np.mean([first, *others]), abs=1e-6)
         assert scores["seeds"][kind]["std"] == pytest.approx(np.std([first, *others], ddof=1), abs=1e-6)
     assert "Fine-tuned with 3 seeds" in (evaluation.path / "report.html").read_text()
+
+
+def test_many_texts_are_shared_out_over_tasks_without_a_difference(
+    stage: Evaluate, home: Path, tmp_path: Path, built: Built, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(evaluate, "TEXTS_PER_TASK", 25)
+    shared: list[int] = []
+
+    def map_(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+        shared.extend(len(texts) for _, texts in items)
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(function, items))
+
+    again = made(stage, tmp_path, map_)
+    assert shared == [25, 25, 10] * 5  # test and validation texts, random weights, and two more seeds
+    once, shared_out = (
+        pq.read_table(Store(h).path("evaluate", b.key) / "predictions.parquet")
+        for h, b in ((home, built), (tmp_path, again))
+    )
+    assert shared_out.column("predicted") == once.column("predicted")
+    there, here = (np.stack(table.column("probabilities").to_pylist()) for table in (shared_out, once))
+    np.testing.assert_allclose(there, here, atol=1e-5)
 
 
 def test_the_temperature_is_that_of_the_validation_texts_and_both_calibrations_are_kept(evaluation: Evaluation):
