@@ -6,13 +6,16 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test lint check setup clean
+.PHONY: quickstart test test-slow lint setup clean
 
 quickstart: $(READY)  ## raw text to a registered classifier, on the data in the repo
 	$(BIN)/gristmill run configs/quickstart.yaml
 
 test: $(READY) lint  ## set up, lint, and pass the suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(READY)  ## whole runs: under Ray, killed and gone on with, on clusters of their own
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
