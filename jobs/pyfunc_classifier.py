@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -10,7 +11,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 ARTIFACT = "classifier"
-TEXTS_PER_BATCH = 32
+WINDOWS = "reading_windows"
+ROWS_PER_BATCH = 32
+ONE_WINDOW = {"count": 1, "overlap": 0}
 
 
 class Prediction(TypedDict):
@@ -19,12 +22,16 @@ class Prediction(TypedDict):
 
 
 class Network(NamedTuple):
-    """`logits(ids, mask)` of rows padded on the right, int64 [texts, tokens] both; without `padding` one text a row."""
+    """`logits(ids, mask)` of rows padded on the right, int64 [rows, tokens] both; without `padding` one row at a time.
+
+    `windows` says in how many windows of `seq_len` tokens a long text is read, and how many tokens neighbours share.
+    """
 
     logits: Callable[[np.ndarray, np.ndarray], np.ndarray]
     labels: list[str]
     seq_len: int
     padding: int | None
+    windows: dict[str, int]
 
 
 class TextClassifier(PythonModel):
@@ -40,27 +47,38 @@ class TextClassifier(PythonModel):
         self.network = _of_transformers(folder) if (folder / "config.json").is_file() else _of_onnxruntime(folder)
 
     def predict(self, model_input: list[str]) -> list[Prediction]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return [prediction for batch in self._batches(model_input) for prediction in self._predict(batch)]
+        texts = [self._windows(encoding.ids) for encoding in self.tokenizer.encode_batch(model_input)]
+        logits = self._logits([window for windows in texts for window in windows])
+        return [self._prediction(np.mean([next(logits) for _ in windows], axis=0)) for windows in texts]
 
-    def _batches(self, texts: list[str]) -> Iterator[list[list[int]]]:
-        """Token ids in batches. Texts of one batch are padded, so a model that names no padding takes one at a time."""
-        size = 1 if self.network.padding is None else TEXTS_PER_BATCH
-        encoded = [self._cut(encoding.ids) for encoding in self.tokenizer.encode_batch(texts)]
-        for start in range(0, len(encoded), size):
-            yield encoded[start : start + size]
+    def _windows(self, ids: list[int]) -> list[list[int]]:
+        """What the model reads of a text: all, or its beginning, or several parts of equal length, one after the other.
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        """At most as long as the model reads; the last token stays, since the model may read its answer there."""
-        limit = self.network.seq_len
-        return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+        Each has the tokens that stand around a text, since the model may read its answer at the last one.
+        """
+        limit, count, overlap = self.network.seq_len, self.network.windows["count"], self.network.windows["overlap"]
+        if len(ids) <= limit or count == 1:
+            return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]]
+        step = limit - 2 - overlap
+        text = ids[1:-1][: count * step + overlap]
+        new = len(text) - overlap
+        n = -(-new // step)
+        starts = [i * new // n for i in range(n + 1)]
+        return [[ids[0], *text[a : b + overlap], ids[-1]] for a, b in pairwise(starts)]
 
-    def _predict(self, batch: list[list[int]]) -> Iterator[Prediction]:
-        longest, padding = max(map(len, batch)), self.network.padding or 0
-        ids = np.array([[*ids, *[padding] * (longest - len(ids))] for ids in batch], dtype=np.int64)
-        mask = np.array([[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch], dtype=np.int64)
-        for row in _softmax(self.network.logits(ids, mask)).tolist():
-            probabilities = dict(zip(self.network.labels, row, strict=True))
-            yield {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
+    def _logits(self, rows: list[list[int]]) -> Iterator[np.ndarray]:
+        """Those of each row. Rows of one batch are padded, so a model that names no padding takes one at a time."""
+        size, padding = (1, 0) if self.network.padding is None else (ROWS_PER_BATCH, self.network.padding)
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            longest = max(map(len, batch))
+            ids = np.array([[*ids, *[padding] * (longest - len(ids))] for ids in batch], dtype=np.int64)
+            mask = np.array([[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch], dtype=np.int64)
+            yield from self.network.logits(ids, mask)
+
+    def _prediction(self, logits: np.ndarray) -> Prediction:
+        probabilities = dict(zip(self.network.labels, _softmax(logits).tolist(), strict=True))
+        return {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
 
 
 def _of_transformers(folder: Path) -> Network:
@@ -78,7 +96,8 @@ def _of_transformers(folder: Path) -> Network:
             return model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.float().numpy()
 
     labels = [config.id2label[i] for i in range(config.num_labels)]
-    return Network(logits, labels, config.max_position_embeddings, config.pad_token_id)
+    windows = getattr(config, WINDOWS, ONE_WINDOW)
+    return Network(logits, labels, config.max_position_embeddings, config.pad_token_id, windows)
 
 
 def _of_onnxruntime(folder: Path) -> Network:
@@ -91,12 +110,13 @@ def _of_onnxruntime(folder: Path) -> Network:
     def logits(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return np.asarray(session.run(["logits"], dict(zip(record["graph"]["inputs"], (ids, mask), strict=True)))[0])
 
-    return Network(logits, record["labels"], record["model"]["seq_len"], record["graph"]["padding_id"])
+    windows = record.get(WINDOWS, ONE_WINDOW)
+    return Network(logits, record["labels"], record["model"]["seq_len"], record["graph"]["padding_id"], windows)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
 
 
 set_model(TextClassifier())

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pipeline import export
-from pipeline.classify import document_probabilities, tokenize
+from pipeline.classify import document_probabilities, longest_window, tokenize_windows
 from pipeline.engine import pick_device
 from pipeline.errors import WorkerLost
 from pipeline.pieces import Piece
@@ -65,9 +65,10 @@ def scorer(loaded: LoadedClassifier, precision: str) -> Score:
     chosen = resolve(precision, device)
 
     def score(texts: Sequence[str]) -> np.ndarray:
-        documents = tokenize(loaded.tokenizer, [normalise(text) for text in texts], model.cfg.seq_len)
+        texts = [normalise(text) for text in texts]
+        documents = tokenize_windows(loaded.tokenizer, texts, model.cfg.seq_len, loaded.windows)
         table = np.empty((len(documents), len(loaded.labels)), dtype=np.float32)
-        for group in alike([len(document) for document in documents]):
+        for group in alike([longest_window(windows) for windows in documents]):
             table[group] = document_probabilities(model, [documents[i] for i in group], precision=chosen)
         return table
 

@@ -15,13 +15,15 @@ class Batch:
     """Packed rows of tokens. A document is a run of equal `document_ids` in a row; -1 is padding.
 
     `targets` is [rows, seq] for language modelling (IGNORE where there is none) and [n_documents] for classification,
-    in row-major order of appearance. `dropout_keys` holds one random number a row; None turns dropout off.
+    in row-major order of appearance. `dropout_keys` holds one random number a row; None turns dropout off. `weights`
+    say what the loss of each document counts in classification; None is 1 for all.
     """
 
     tokens: Int64[Tensor, "rows seq"]
     targets: Int64[Tensor, "rows seq"] | Int64[Tensor, " n_documents"]
     document_ids: Int32[Tensor, "rows seq"]
     dropout_keys: Int64[Tensor, " rows"] | None = None
+    weights: Float32[Tensor, " n_documents"] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`; the copy does not block when this one lies in pinned memory."""
@@ -29,8 +31,8 @@ class Batch:
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 
-        keys = None if self.dropout_keys is None else move(self.dropout_keys)
-        return Batch(move(self.tokens), move(self.targets), move(self.document_ids), keys)
+        keys, weights = (None if x is None else move(x) for x in (self.dropout_keys, self.weights))
+        return Batch(move(self.tokens), move(self.targets), move(self.document_ids), keys, weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,12 +77,13 @@ def write_classifier(
     id2label: Mapping[int, str],
     *,
     temperature: float = 1.0,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `classifier` as a stock LlamaForSequenceClassification folder; arguments as in `write_causal_lm`.
 
     `temperature` says what the logits were divided by in calibration; it is noted, under a key that transformers keeps
-    and does not read. Raises ValueError also unless pooling is "last", a pad token is named, and `id2label` names
-    labels 0 to n - 1.
+    and does not read, as are further `notes`. Raises ValueError also unless pooling is "last", a pad token is named,
+    and `id2label` names labels 0 to n - 1.
     """
     head = classifier.head
     if head.pooling != "last":
@@ -98,6 +99,7 @@ def write_classifier(
         "label2id": {id2label[i]: i for i in sorted(id2label)},
         "problem_type": "single_label_classification",
         CALIBRATION: temperature,
+        **(notes or {}),
     }
     config = _to_config(classifier.cfg, classifier, "LlamaForSequenceClassification")
     config |= _special_ids(tokenizer_json, special) | labels

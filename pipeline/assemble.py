@@ -49,7 +49,7 @@ class ModelSection:
     d_ff: Count | None = None
     """Hidden width of the gated MLP. Derived: 8/3 of d_model, rounded up to a multiple of 64."""
     seq_len: Count = 512
-    """Tokens in a training row, and the longest text that a classifier reads."""
+    """Tokens in a training row, and the longest text that a classifier reads in one piece."""
     rope_theta: Annotated[float, Gt(0)] = 10_000.0
     """Base of the rotary wavelengths."""
     tie_embeddings: bool = True

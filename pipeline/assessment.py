@@ -21,10 +21,9 @@ from pipeline.splitting import LabelledSplit
 from pipeline.tables import write_table
 from pipeline.tokens import encode_documents
 from pipeline.weights import LoadedClassifier
+from pipeline.windows import N_SPECIAL
 
 N_MISTAKES = 50
-N_SPECIAL = 2
-"""Tokens around each text."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Answers:
     """What a classifier says of labelled texts. Row i of `raw` belongs to `texts[i]`, column j to `names[j]`.
 
     `raw` are the probabilities as the network gives them; those that are served are softmax(log p / temperature).
-    `lengths` are in tokens, of which it reads the first `longest`; special tokens are not counted.
+    `lengths` are in tokens, of which it reads the first `longest`; special tokens are not counted. `n_read` is what it
+    reads of each text, in all windows, special tokens and what windows share included.
     """
 
     texts: list[str]
@@ -42,11 +42,13 @@ class Answers:
     temperature: float
     lengths: Lengths
     longest: int
+    n_read: Lengths
 
     @classmethod
     def of(cls, loaded: LoadedClassifier, split: LabelledSplit, raw: Probabilities, temperature: float) -> "Answers":
         """The answers of a classifier to a split, whose targets are by its labels."""
         documents = encode_documents(loaded.tokenizer, split.texts)
+        windows, seq_len = loaded.windows, loaded.model.cfg.seq_len
         return cls(
             texts=split.texts,
             targets=split.targets,
@@ -54,13 +56,9 @@ class Answers:
             raw=raw,
             temperature=temperature,
             lengths=np.array([len(ids) - N_SPECIAL for ids in documents], dtype=np.int64),
-            longest=loaded.model.cfg.seq_len - N_SPECIAL,
+            longest=windows.longest(seq_len),
+            n_read=np.array([sum(map(len, windows.cut(ids, seq_len))) for ids in documents], dtype=np.int64),
         )
-
-    @property
-    def n_read(self) -> Lengths:
-        """Tokens of each text that the classifier reads, with the special ones."""
-        return np.minimum(self.lengths, self.longest) + N_SPECIAL
 
     @cached_property
     def served(self) -> Probabilities:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt64
+from jaxtyping import Float32, Int64, UInt64
 
 from model.batch import IGNORE, Batch
 from pipeline.errors import UsageError
@@ -207,6 +207,7 @@ class LabelledSampling:
 
     `documents` are token ids with their special tokens, each at most `seq_len` long; `targets` is int64 [n]. Rows have
     room for the longest document of their step and no more, or for many short ones: attention costs a row's square.
+    `weights` say what the loss of each document counts, 1 in the mean; None is 1 for all.
     """
 
     documents: Sequence[np.ndarray]
@@ -216,6 +217,7 @@ class LabelledSampling:
     micro_batch_size: int
     seed: int
     dropout: bool = False
+    weights: Float32[np.ndarray, " n"] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -241,7 +243,9 @@ class LabelledSampling:
 
     def _micro_batch(self, rows: list[Ints], keys: Ints | None) -> Batch:
         tokens, documents = fill_rows([[self.documents[i] for i in row] for row in rows])
-        return _batch(tokens, self.targets[np.concatenate(rows)], documents, keys)
+        ids = np.concatenate(rows)
+        batch = _batch(tokens, self.targets[ids], documents, keys)
+        return batch if self.weights is None else replace(batch, weights=torch.from_numpy(self.weights[ids]))
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

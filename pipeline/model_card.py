@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from pipeline.ancestry import Link
 from pipeline.report import headline_rows, verdicts
+from pipeline.windows import ONE_WINDOW, Windows
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 MARKUP = re.compile(f"([{re.escape(string.punctuation)}])")
@@ -23,7 +24,7 @@ class ModelFacts:
 
     `data_digest` is that of the labelled text; `checked` counts texts; `stock` says whether transformers has the class;
     `programs` are those that were checked; `temperature` is what the logits are divided by; `chain` is what the model
-    was made from, the raw data last.
+    was made from, the raw data last; `windows` is how it reads a text of more than `seq_len` tokens.
     """
 
     parameters: int
@@ -37,6 +38,7 @@ class ModelFacts:
     programs: str
     temperature: float
     chain: Sequence[Link] = ()
+    windows: Windows = ONE_WINDOW
 
 
 def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
@@ -50,6 +52,7 @@ def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
         behind_baseline=bool(scores["baseline"]) and scores["baseline"]["lead"] < 0,
         parameters=facts.parameters,
         seq_len=facts.seq_len,
+        windows=facts.windows if facts.windows.count > 1 else None,
         checked=facts.checked,
         tolerance=f"{facts.tolerance:g}",
         stock=facts.stock,

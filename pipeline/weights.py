@@ -16,6 +16,7 @@ from model.decoder import Decoder
 from model.heads import Classifier, LanguageModel
 from pipeline.identity import canonical
 from pipeline.tokens import load_tokenizer
+from pipeline.windows import ONE_WINDOW, Windows
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 
@@ -28,11 +29,12 @@ class LoadedLanguageModel:
 
 @dataclass(frozen=True)
 class LoadedClassifier:
-    """A classifier ready to use. `labels[i]` is the name of logit i."""
+    """A classifier ready to use. `labels[i]` is the name of logit i, `windows` how it reads a long text."""
 
     model: Classifier
     tokenizer: Tokenizer
     labels: list[str]
+    windows: Windows = ONE_WINDOW
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class ClassifierFiles:
         body = Decoder(ModelConfig(**record["model"]))
         model = Classifier(body, len(record["labels"]), record["pooling"])
         _fill(model, self.path)
-        return LoadedClassifier(model, load_tokenizer(self.path / TOKENIZER), record["labels"])
+        windows = Windows.of(record, body.cfg.seq_len)
+        return LoadedClassifier(model, load_tokenizer(self.path / TOKENIZER), record["labels"], windows)
 
 
 def write_language_model(folder: Path, params: Mapping[str, Tensor], cfg: ModelConfig, tokenizer: Path) -> None:
@@ -67,10 +70,17 @@ def write_language_model(folder: Path, params: Mapping[str, Tensor], cfg: ModelC
 
 
 def write_classifier(
-    folder: Path, params: Mapping[str, Tensor], cfg: ModelConfig, labels: list[str], pooling: str, tokenizer: Path
+    folder: Path,
+    params: Mapping[str, Tensor],
+    cfg: ModelConfig,
+    labels: list[str],
+    pooling: str,
+    tokenizer: Path,
+    windows: Windows = ONE_WINDOW,
 ) -> None:
     """As `write_language_model`, with the names of the labels in the order of the logits."""
-    _write(folder, params, {"model": canonical(cfg), "labels": labels, "pooling": pooling}, tokenizer)
+    record = {"model": canonical(cfg), "labels": labels, "pooling": pooling, **windows.record}
+    _write(folder, params, record, tokenizer)
 
 
 def _write(folder: Path, params: Mapping[str, Tensor], record: dict[str, Any], tokenizer: Path) -> None:

@@ -32,6 +32,7 @@ from pipeline.export._verify import verification_texts as verification_texts
 from pipeline.export._verify import vocabulary_texts as vocabulary_texts
 from pipeline.tokens import load_tokenizer
 from pipeline.weights import CONFIG, TOKENIZER, ClassifierFiles, LoadedClassifier
+from pipeline.windows import Windows
 
 AUTO = "auto"
 HF_CONFIG = "config.json"
@@ -119,7 +120,8 @@ def read(folder: Path) -> Subject:
             record = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
             model, id2label = read_classifier(folder)
             labels = [id2label[i] for i in range(len(id2label))]
-            loaded = LoadedClassifier(model.float(), load_tokenizer(folder / TOKENIZER), labels)
+            windows = Windows.of(record, model.cfg.seq_len)
+            loaded = LoadedClassifier(model.float(), load_tokenizer(folder / TOKENIZER), labels, windows)
         else:
             raise UsageError(f"{folder}: neither {HF_CONFIG} nor {CONFIG}, so there is no classifier here")
     except (ValueError, KeyError) as error:

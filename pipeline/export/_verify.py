@@ -35,7 +35,10 @@ class Expected:
 
 
 def expected(loaded: LoadedClassifier, texts: Sequence[str], temperature: float = 1.0) -> Expected:
-    """Our logits over the temperature, in float32, each text by itself."""
+    """Our logits over the temperature, in float32, each text by itself, cut to one window: what a program computes.
+
+    A classifier that reads several averages such logits outside of the network.
+    """
     model = loaded.model.float().cpu()
     documents = tokenize(loaded.tokenizer, texts, model.cfg.seq_len)
     with torch.inference_mode(), _exact_matmul():

@@ -65,6 +65,7 @@ def write(folder: Path, subject: Subject) -> None:
         "labels": labels,
         CALIBRATION: subject.temperature,
         "seq_len": model.cfg.seq_len,
+        **subject.loaded.windows.record,
         "text": {"prefix": _prefix(tokenizer), "lowercase": tokenizer["normalizer"] is not None},
         "logits": "the logit of label i is that of token i after the text; those of all other tokens are 0",
     }

@@ -32,8 +32,9 @@ def refusal(cfg: ModelConfig, pooling: str) -> str | None:
 def write(folder: Path, subject: Subject) -> None:
     id2label = dict(enumerate(subject.loaded.labels))
     special = special_tokens(subject.loaded.tokenizer)
+    notes = subject.loaded.windows.record
     write_classifier(
-        folder, subject.loaded.model, subject.tokenizer, special, id2label, temperature=subject.temperature
+        folder, subject.loaded.model, subject.tokenizer, special, id2label, temperature=subject.temperature, notes=notes
     )
     _read_special_tokens_as_text(folder)
 

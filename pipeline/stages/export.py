@@ -129,6 +129,7 @@ class Export(Stage[ExportFolder]):
             programs=" and ".join(export.load(name).PROGRAM for name in formats),
             temperature=temperature,
             chain=self._chain(ctx),
+            windows=loaded.windows,
         )
 
     def _chain(self, ctx: Context) -> list[Link]:

@@ -16,8 +16,9 @@ from model.init import initialize
 from model.objectives import classification
 from pipeline import checkpoint, lora
 from pipeline.batches import LabelledSampling
-from pipeline.classify import document_probabilities, tokenize
+from pipeline.classify import document_probabilities, tokenize_windows
 from pipeline.engine import Engine
+from pipeline.errors import UsageError
 from pipeline.identity import added
 from pipeline.metrics import Labelling
 from pipeline.precision import resolve
@@ -26,6 +27,7 @@ from pipeline.stages.labels import Labels
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.training import TrainingConfig, TrainingRun, prepare_process
 from pipeline.weights import ClassifierFiles, LanguageModelFiles, write_classifier
+from pipeline.windows import ONE_WINDOW, Windows, loss_weights
 
 BEST = "best"
 """Folder, beside the checkpoints, of the best epoch so far."""
@@ -42,7 +44,7 @@ class FinetuneConfig(TrainingConfig):
     patience: Annotated[int, Ge(1)] = 2
     """Stop after this many epochs without a better validation macro-F1; the best epoch is kept."""
     batch_size: Annotated[int, Ge(1)] = 32
-    """Texts in one optimizer step, all workers together."""
+    """Texts, or windows of long texts, in one optimizer step, all workers together."""
     method: Literal["full", "lora", "head"] = "full"
     """Train every weight; low-rank adapters of the blocks and the head; or the head alone over a frozen body."""
     lora_rank: Annotated[int, Ge(1)] = added(8)
@@ -54,7 +56,11 @@ class FinetuneConfig(TrainingConfig):
     bidirectional: bool = added(False)
     """Let each token see the whole text, also in a body pretrained from left to right. It has no stock Llama export."""
     seq_len: Annotated[int, Ge(2)] | None = added(None)
-    """Tokens of a text that are read, also more than a row of pretraining has; null is `model.seq_len`."""
+    """Tokens of a text that are read at once, also more than a row of pretraining has; null is `model.seq_len`."""
+    windows: Annotated[int, Ge(1)] = added(1)
+    """Windows of `seq_len` tokens that are read of a long text, at most: its logits are their mean. 1 cuts the text."""
+    window_overlap: Annotated[int, Ge(0)] = added(0)
+    """Tokens of a text that two neighbouring windows share."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout while fine-tuning."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
@@ -67,6 +73,16 @@ class FinetuneConfig(TrainingConfig):
     """Learning rate of a layer over that of the one above it."""
     unfreeze: Annotated[float, Ge(0), Lt(1)] = added(0.0)
     """Part of training after which all layers learn: each begins later than the one above it (gradual unfreezing)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seq_len is not None and (reason := self.reading.refusal(self.seq_len)) is not None:
+            raise ValueError(reason)
+
+    @property
+    def reading(self) -> Windows:
+        """How a long text is read."""
+        return Windows(self.windows, self.window_overlap) if self.windows > 1 else ONE_WINDOW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +97,11 @@ class Finetune(Stage[ClassifierFiles]):
     tokenizer: Stage[TokenizerFile]
     labels: Stage[Labels]
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse windows that the rows of the model are too short for before anything is trained, not after."""
+        if (reason := self.config.reading.refusal(self.shape.seq_len)) is not None:
+            raise UsageError(f"finetune.{reason}")
 
     @property
     def resources(self) -> Resources:
@@ -97,7 +118,7 @@ class Finetune(Stage[ClassifierFiles]):
         params = best.state.params
         if self.config.method == "lora":
             params = lora.merged(self._classifier(ctx, len(names)), params)
-        write_classifier(ctx.out, params, self.shape, names, self.config.pooling, tokenizer)
+        write_classifier(ctx.out, params, self.shape, names, self.config.pooling, tokenizer, self.config.reading)
         score = best.extra["history"][-1]
         ctx.notes["metrics"] = {"val/macro_f1": score["macro_f1"], "val/accuracy": score["accuracy"]}
         ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
@@ -113,7 +134,7 @@ class Finetune(Stage[ClassifierFiles]):
         with TrainingRun(
             ctx,
             self.config,
-            self.config.create_engine(classifier, self._objective(sampling.targets), self.model.n_layers),
+            self.config.create_engine(classifier, self._objective(sampling), self.model.n_layers),
             total_steps=self.config.epochs * sampling.steps_per_epoch,
             tokens_per_step=float(np.mean([len(d) for d in sampling.documents])) * self.config.batch_size,
             extra={"history": []},
@@ -121,18 +142,22 @@ class Finetune(Stage[ClassifierFiles]):
             self._fit(ctx, training, sampling, exam)
 
     def _data(self, labels: Labels, tokenizer: Any) -> tuple[LabelledSampling, "Exam"]:
-        seq_len = self.shape.seq_len
+        """What is learned, each window of a text by itself with the class of the text, and what it is examined on."""
+        seq_len, windows = self.shape.seq_len, self.config.reading
         train_split, exam_split = labels.split("train"), labels.split("validation")
+        texts = tokenize_windows(tokenizer, train_split.texts, seq_len, windows)
+        counts = [len(text) for text in texts]
         sampling = LabelledSampling(
-            documents=tokenize(tokenizer, train_split.texts, seq_len),
-            targets=train_split.targets,
+            documents=[window for text in texts for window in text],
+            targets=np.repeat(train_split.targets, counts),
+            weights=loss_weights(counts),
             seq_len=seq_len,
             documents_per_step=self.config.batch_size,
             micro_batch_size=self.config.micro_batch_size,
             seed=self.seed,
             dropout=self.config.dropout > 0,
         )
-        return sampling, Exam(tokenize(tokenizer, exam_split.texts, seq_len), exam_split.targets)
+        return sampling, Exam(tokenize_windows(tokenizer, exam_split.texts, seq_len, windows), exam_split.targets)
 
     @property
     def shape(self) -> ModelConfig:
@@ -161,9 +186,10 @@ class Finetune(Stage[ClassifierFiles]):
             classifier.body.requires_grad_(cfg.method == "full")
         return classifier
 
-    def _objective(self, targets: np.ndarray) -> Callable[..., Any]:
+    def _objective(self, sampling: LabelledSampling) -> Callable[..., Any]:
         cfg = self.config
-        weights = balanced_weights(targets) if cfg.class_weights == "balanced" else None
+        balanced = cfg.class_weights == "balanced"
+        weights = balanced_weights(sampling.targets, sampling.weights) if balanced else None
         return partial(
             classification.loss, label_smoothing=cfg.label_smoothing, class_weights=weights, r_drop=cfg.r_drop
         )
@@ -194,9 +220,9 @@ class Finetune(Stage[ClassifierFiles]):
 
 @dataclass(frozen=True, eq=False)
 class Exam:
-    """The validation texts, as token ids, with their labels."""
+    """The validation texts, as the token ids of their windows, with their labels."""
 
-    documents: list[np.ndarray]
+    documents: list[list[np.ndarray]]
     targets: np.ndarray
 
     def score(self, engine: Engine, precision: str) -> dict[str, float]:
@@ -213,9 +239,9 @@ class Exam:
         return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy}
 
 
-def balanced_weights(targets: np.ndarray) -> torch.Tensor:
-    """float32 [n_labels], inverse to the rows of each class, so that the mean over all rows is 1."""
-    counts = np.bincount(targets)
+def balanced_weights(targets: np.ndarray, weights: np.ndarray | None = None) -> torch.Tensor:
+    """float32 [n_labels], inverse to the rows of each class, which count `weights`, so that the mean over all is 1."""
+    counts = np.bincount(targets, weights)
     return torch.tensor(len(targets) / (len(counts) * counts), dtype=torch.float32)
 
 

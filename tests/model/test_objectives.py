@@ -1,5 +1,8 @@
 """Every module in `model/objectives/` is tested by being there."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -61,7 +64,7 @@ def test_next_token_is_the_cross_entropy_of_the_logits():
 
 def test_sums_and_counts_of_micro_batches_add_up_to_the_whole():
     model, batch = language_model(dropout=0.1), language_batch()
-    parts = [Batch(*(x[i : i + 1] for x in vars(batch).values())) for i in range(2)]
+    parts = [Batch(*(x[i : i + 1] for x in vars(batch).values() if x is not None)) for i in range(2)]
     whole, split = next_token.loss(model, batch), [next_token.loss(model, part) for part in parts]
     torch.testing.assert_close(whole.sum, split[0].sum + split[1].sum)
     assert whole.count == split[0].count + split[1].count
@@ -82,6 +85,21 @@ def test_class_weights_scale_the_loss_of_their_labels():
     weighted = classification.loss(model, batch, class_weights=torch.tensor([1.0, 2.0, 3.0]))
     torch.testing.assert_close(weighted.sum, want)
     assert weighted.count == 4
+
+
+@pytest.mark.parametrize("r_drop", [0.0, 5.0])
+def test_weights_scale_what_each_document_adds(r_drop: float):
+    model, batch = classifier(dropout=0.3), label_batch()
+    weigh = partial(classification.loss, model, r_drop=r_drop, label_smoothing=0.1)
+    plain = weigh(batch)
+    torch.testing.assert_close(weigh(replace(batch, weights=torch.ones(5))).sum, plain.sum)
+    each = [weigh(replace(batch, weights=row)) for row in torch.eye(5)]
+    torch.testing.assert_close(sum(loss.sum for loss in each), plain.sum)
+    weights = torch.tensor([1.0, 0.5, 2.0, 9.0, 0.0])
+    weighted = weigh(replace(batch, weights=weights))
+    torch.testing.assert_close(weighted.sum, sum(w * loss.sum for w, loss in zip(weights, each, strict=True)))
+    assert each[3].sum == 0  # left out
+    assert weighted.count == plain.count == 4
 
 
 def test_r_drop_adds_how_far_two_readings_are_apart():

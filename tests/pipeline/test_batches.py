@@ -165,6 +165,18 @@ def test_rows_have_room_for_the_longest_document_of_their_step_and_for_many_shor
     assert room - 10 < batch.tokens.shape[1] <= room
 
 
+@settings(max_examples=30)
+@given(n=st.integers(1, 40), micro=st.integers(1, 5), world=st.integers(1, 3))
+def test_weights_stay_with_their_documents(n: int, micro: int, world: int):
+    source = labelled(n, micro_batch_size=micro, weights=np.arange(n, dtype=np.float32) / 4)
+    for step in range(source.steps_per_epoch):
+        parts = [source.step(step, rank=rank, world_size=world) for rank in range(world)]
+        for batch in (batch for part in parts for batch in part.micro_batches):
+            if batch.targets.tolist() != [IGNORE]:
+                assert batch.weights is not None
+                assert batch.weights.tolist() == (batch.targets / 4).tolist()  # a toy document's target is its number
+
+
 def test_dropout_keys_differ_by_row_and_step():
     keys = np.concatenate([batches.row_keys(0, step, 8) for step in range(8)])
     assert len(set(keys.tolist())) == 64

@@ -1,19 +1,23 @@
 """Every export format: its own program computes our calibrated logits from it, or it says what it cannot express."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline import export
+from pipeline.classify import probabilities
 from pipeline.errors import StageFailed, UsageError
 from pipeline.export import Expected, compare, expected, verification_texts, vocabulary_texts
 from pipeline.publish import digests
 from pipeline.weights import ClassifierFiles
+from pipeline.windows import Windows
 from tests.pipeline.toy_export import classifier_folder, subject_of
 
 TEXTS = ["the cat", "Why?", "a dog ran, over 17 hills'", " été\n\n日本 \u00a0x", "<|eos|> mat", "cat " * 40]
@@ -25,6 +29,8 @@ BODIES = {
     "attention": {"causal": False, "sliding_window": 5, "n_layers": 1},
 }
 """Shapes of a classifier, by its pooling."""
+RECORDS = {"hf": "config.json", "onnx": "model.json", "gguf": "classifier.json"}
+"""Where a format says what the classifier is."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,6 +110,31 @@ def test_what_we_read_back_is_bit_identical_and_knows_its_temperature(
     theirs, ours = dict(back.loaded.model.named_parameters()), dict(subject.loaded.model.named_parameters())
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[key], ours[key]) for key in ours)
+
+
+@pytest.mark.parametrize("name", export.names())
+def test_how_long_texts_are_read_goes_along_and_a_program_gives_the_logits_of_one_window(tmp_path: Path, name: str):
+    folder = classifier_folder(tmp_path / "artifact", n_layers=1, windows=Windows(3, 5))
+    subject, loaded = subject_of(folder, TEMPERATURE)
+    wanted = expected(loaded, TEXTS, TEMPERATURE)
+    assert export.export(name, tmp_path / "out", subject, wanted, 1e-5) < 1e-5
+    record = json.loads((tmp_path / "out" / RECORDS[name]).read_text())
+    assert record["reading_windows"] == {"count": 3, "overlap": 5}
+    if name in export.READABLE:
+        back = export.read(tmp_path / "out").loaded
+        assert back.windows == Windows(3, 5)
+        assert np.abs(probabilities(back, TEXTS) - probabilities(subject.loaded, TEXTS)).max() < 1e-6
+
+
+def test_a_folder_that_says_nonsense_of_its_windows_is_refused(tmp_path: Path):
+    folder = classifier_folder(tmp_path, n_layers=1, windows=Windows(3, 22))
+    with pytest.raises(UsageError, match=r"no classifier that can be read: reading_windows: window_overlap=22 must"):
+        export.read(folder)
+
+
+@pytest.mark.parametrize("name", export.names())
+def test_nothing_is_noted_of_one_window(written: Callable[[str, str], Path], name: str):
+    assert "reading_windows" not in (written(name, "last") / RECORDS[name]).read_text()
 
 
 def test_a_classifier_artifact_is_read_as_it_is(files: dict[str, Path]):

@@ -13,6 +13,7 @@ from pipeline.runner import Built
 from pipeline.stages.evaluate import Evaluate
 from pipeline.stages.export import Export, ExportConfig
 from pipeline.store import Store
+from pipeline.windows import Windows
 from tests.pipeline.data_stages import made
 from tests.pipeline.toy_classifier import evaluate_of, labels_of
 
@@ -122,6 +123,17 @@ def test_use_and_limits_are_told(scores: dict[str, Any], facts: ModelFacts):
     worst = min(scores["per_class"], key=lambda row: row["f1"])
     assert f"(F1 {worst['f1']:.3f})" in text
     assert "in the language" not in model_card(scores, replace(facts, language=None))
+
+
+def test_windows_are_told_with_what_the_export_alone_does_not_do(scores: dict[str, Any], facts: ModelFacts):
+    text = " ".join(model_card(scores, replace(facts, windows=Windows(3, 4))).split())
+    assert (
+        "- A text of more than 24 tokens is read in up to 3 windows of 24 tokens, neighbours sharing 4, whose" in text
+    )
+    assert "a program that reads this export alone, which computes one window, must do so itself" in text
+    assert "the first 24 tokens" not in text
+    assert "windows" not in model_card(scores, facts)
+    assert "sharing" not in model_card(scores, replace(facts, windows=Windows(3)))
 
 
 def test_test_texts_that_were_met_before_are_counted(scores: dict[str, Any], facts: ModelFacts):

@@ -14,12 +14,15 @@ from pipeline.export import Subject, calibrated
 from pipeline.stages.tokenizer import blank_tokenizer
 from pipeline.tokens import BOS, EOS, PAD, load_tokenizer
 from pipeline.weights import ClassifierFiles, LoadedClassifier, write_classifier
+from pipeline.windows import ONE_WINDOW, Windows
 
 LABELS = ["calm", "angry é", "<b>"]
 WORDS = ["the cat sat on the mat", "a dog ran over the hill and far away", "why is it so"]
 
 
-def classifier_folder(folder: Path, *, pooling: str = "last", seed: int = 0, **shape: Any) -> Path:
+def classifier_folder(
+    folder: Path, *, pooling: str = "last", seed: int = 0, windows: Windows = ONE_WINDOW, **shape: Any
+) -> Path:
     """A classifier artifact: weights large enough for the logits to depend on what is read."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = blank_tokenizer(lowercase=True)
@@ -36,7 +39,7 @@ def classifier_folder(folder: Path, *, pooling: str = "last", seed: int = 0, **s
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6.0 if parameter.ndim > 1 else 1.0)
-    write_classifier(folder, dict(model.named_parameters()), cfg, LABELS, pooling, folder / "trained.json")
+    write_classifier(folder, dict(model.named_parameters()), cfg, LABELS, pooling, folder / "trained.json", windows)
     (folder / "trained.json").unlink()
     return folder
 
