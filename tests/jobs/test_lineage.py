@@ -189,7 +189,7 @@ def test_the_product_tells_its_lineage_as_the_store_has_it_and_a_refused_promoti
     result = run(tmp_path / "home", *quick, "register.promote=true")
     (promotion,) = result["promotions"]
     assert (result["status"], promotion["promoted"], promotion["version"]) == ("succeeded", False, "1")
-    assert "is not above the 1.000 of the baseline, tfidf-logreg" in promotion["summary"]
+    assert "is not above the 1.000 of the best baseline, tfidf-logreg" in promotion["summary"]
     other = gristmill(tmp_path / "bare", "lineage", "smoke", "--json", MLFLOW_TRACKING_URI=result["tracking_uri"])
     found = answer(other)
     assert not (tmp_path / "bare" / "store").exists()
