@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jobs.labelled import Columns, Labelled, Progress, read_labelled, silent
 from jobs.models import locate
 from pipeline import assessment, export, metrics
@@ -19,10 +17,11 @@ from pipeline.assessment import Answers
 from pipeline.bootstrap import Comparison, compare, intervals, mcnemar
 from pipeline.classify import probabilities
 from pipeline.engine import pick_device
-from pipeline.errors import UsageError
-from pipeline.labelling import Labelling, Probabilities, rounded
+from pipeline.errors import DataError, UsageError
+from pipeline.labelling import Labelling, rounded
 from pipeline.publish import Manifest, file_digest
 from pipeline.store import Store
+from pipeline.targets import Probabilities, answered, decode, encode
 
 if TYPE_CHECKING:
     from pipeline.export import Subject
@@ -54,10 +53,19 @@ class Model:
     def labels(self) -> list[str]:
         return self.subject.loaded.labels
 
+    @property
+    def multi_label(self) -> bool:
+        return self.subject.loaded.multi_label
+
     def served(self, texts: Sequence[str], on_progress: Progress) -> Probabilities:
         """The probabilities that users get, in float32."""
         show = partial(on_progress, f"texts classified by {self.name}")
         return probabilities(self.subject.loaded, list(texts), precision="fp32", on_progress=show)
+
+    def answers(self, texts: Sequence[str], on_progress: Progress) -> list[Any]:
+        """The class that it gives to each text; a list of classes, where it may be several."""
+        served = self.served(texts, on_progress)
+        return decode(answered(served, multi_label=self.multi_label), self.labels)
 
 
 def evaluate_model(
@@ -78,11 +86,13 @@ def evaluate_model(
     and what an evaluation holds besides. Raises UsageError, and DataError where rows cannot be used.
     """
     start = time.monotonic()
-    read = read_labelled(data, columns or Columns(), on_progress)
     found = open_model(model, home, uri)
+    several = found.multi_label
+    read = read_labelled(data, columns or Columns(), on_progress, multi_label=several)
     split = read.known_to(found.labels, model)
     begun = time.monotonic()
-    raw = metrics.with_temperature(found.served(split.texts, on_progress), 1 / found.subject.temperature)
+    served = found.served(split.texts, on_progress)
+    raw = metrics.with_temperature(served, 1 / found.subject.temperature, multi_label=several)
     classifying = time.monotonic() - begun
     answers = Answers.of(found.subject.loaded, split, raw, found.subject.temperature)
     record = assessment.measure(answers, resamples=RESAMPLES, seed=seed) | ALONE
@@ -102,9 +112,11 @@ def evaluate_model(
 
 def _summary(record: dict[str, Any]) -> dict[str, Any]:
     kept = ("n", "accuracy", "accuracy_ci", "macro_f1", "macro_f1_ci", "roc_auc", "average_precision", "temperature")
+    of_several = ("multi_label", "micro_f1")
     doubtful = ("ece", "log_loss", "brier")
     return {
         **{name: record[name] for name in kept},
+        **{name: record[name] for name in of_several if name in record},
         **{name: record[name] for name in doubtful},
         **{f"{name}_calibrated": record["calibrated"][name] for name in doubtful},
         "per_class": record["per_class"],
@@ -133,8 +145,9 @@ def compare_models(
     """
     start = time.monotonic()
     first, second = open_model(a, home, uri), open_model(b, home, uri)
+    _check_alike(first, second)
     source = data or evaluated_on(first, home)
-    read = read_labelled(source, columns or Columns(), on_progress)
+    read = read_labelled(source, columns or Columns(), on_progress, multi_label=first.multi_label)
     ours, theirs = _on_common_ground(read, (first, second), on_progress)
     found = compare(ours, theirs, resamples=resamples, seed=seed)
     _, macro_f1_ci = intervals(ours, resamples=resamples, seed=seed)
@@ -159,6 +172,16 @@ def compare_models(
     }
 
 
+def _check_alike(first: Model, second: Model) -> None:
+    """Raises DataError where one gives a text one class and the other any number: no labels are those of both."""
+    if first.multi_label != second.multi_label:
+        several, one = (first, second) if first.multi_label else (second, first)
+        raise DataError(
+            f"{several.name} may give a text several classes, or none, and {one.name} gives it one. Compare models "
+            "of one kind, and register another kind under a name of its own"
+        )
+
+
 def _on_common_ground(
     read: Labelled, models: tuple[Model, Model], on_progress: Progress
 ) -> tuple[Labelling, Labelling]:
@@ -166,11 +189,9 @@ def _on_common_ground(
     for model in models:
         read.known_to(model.labels, model.name)
     names = sorted({name for model in models for name in model.labels})
-    number = {name: i for i, name in enumerate(names)}
-    targets = np.array([number[label] for label in read.labels], dtype=np.int64)
+    targets = encode(read.labels, names, multi_label=read.multi_label)
     ours, theirs = (
-        np.array([number[name] for name in model.labels])[model.served(read.texts, on_progress).argmax(axis=1)]
-        for model in models
+        encode(model.answers(read.texts, on_progress), names, multi_label=read.multi_label) for model in models
     )
     return Labelling(targets, ours, len(names)), Labelling(targets, theirs, len(names))
 

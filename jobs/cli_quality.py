@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter, validators
 
 from jobs.cli_shared import MODELS, Json, Quiet, emit
+from pipeline.classes import SEPARATOR
 
 TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
 WEAKEST = 5
@@ -21,6 +22,9 @@ MaybeData = Annotated[
 ]
 Text = Annotated[str, Parameter(help="The column that holds the text.")]
 Label = Annotated[str, Parameter(help="The column that holds the class.")]
+Separator = Annotated[
+    str, Parameter(help="What stands between the classes of a text where it may have several, in one string.")
+]
 Split = Annotated[
     str | None,
     Parameter(
@@ -50,6 +54,7 @@ def evaluate(
     text: Text = "text",
     label: Label = "label",
     split: Split = None,
+    separator: Separator = SEPARATOR,
     report: Report = None,
     seed: Seed = 0,
     json_: Json = False,
@@ -69,7 +74,7 @@ def evaluate(
     from jobs.run import tracking_uri
 
     with Shown(quiet) as shown:
-        columns = Columns(text=text, label=label, split=split)
+        columns = Columns(text=text, label=label, split=split, separator=separator)
         result = evaluate_model(
             model,
             data,
@@ -91,6 +96,7 @@ def compare(
     text: Text = "text",
     label: Label = "label",
     split: Split = None,
+    separator: Separator = SEPARATOR,
     resamples: Resamples = 10_000,
     seed: Seed = 0,
     json_: Json = False,
@@ -117,7 +123,7 @@ def compare(
             data,
             home=home(),
             uri=tracking_uri(),
-            columns=Columns(text=text, label=label, split=split),
+            columns=Columns(text=text, label=label, split=split, separator=separator),
             resamples=resamples,
             seed=seed,
             on_progress=shown.progress,
@@ -155,6 +161,8 @@ def _print_scores(result: Mapping[str, Any]) -> None:
     for name, key in (("accuracy", "accuracy"), ("macro-F1", "macro_f1")):
         low, high = result[f"{key}_ci"]
         sys.stdout.write(f"{name:<10}{result[key]:>8.3f}   {low:.3f} to {high:.3f}\n")
+    if "micro_f1" in result:
+        sys.stdout.write(f"{'micro-F1':<10}{result['micro_f1']:>8.3f}\n")
     for name, key in (("ECE", "ece"), ("log loss", "log_loss")):
         before = f"   {result[key]:.3f} before calibration" if result["temperature"] != 1 else ""
         sys.stdout.write(f"{name:<10}{result[f'{key}_calibrated']:>8.3f}{before}\n")

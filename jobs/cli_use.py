@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter, validators
 
 from jobs.cli_shared import MODELS, Json, emit
+from pipeline.classes import SEPARATOR
 from pipeline.errors import UsageError
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
@@ -25,6 +26,9 @@ Output = Annotated[
 Text = Annotated[str, Parameter(help="The column that holds the text.")]
 Probabilities = Annotated[bool, Parameter(help="Also a column p_LABEL for every label.", negative="")]
 Prefix = Annotated[str, Parameter(help="Put before the names of the new columns, such as predicted_.")]
+Separator = Annotated[
+    str, Parameter(help="What stands between the labels of a row in csv and tsv, where a text may have several.")
+]
 Workers = Annotated[
     int, Parameter(help="Processes of this machine that label the file.", validator=validators.Number(gte=1, lte=256))
 ]
@@ -56,6 +60,7 @@ def predict(
     text: Text = "text",
     probabilities: Probabilities = False,
     prefix: Prefix = "",
+    separator: Separator = SEPARATOR,
     precision: Precision = "fp32",
     workers: Workers = 1,
     force: Force = False,
@@ -69,7 +74,8 @@ def predict(
     * `gristmill predict quickstart@champion --input big.jsonl.zst --output labelled.jsonl.gz --workers 4 --json`
 
     A file is streamed: rows stay in their order and keep all they have, and get a label and its confidence, which is
-    calibrated. The output appears when it is whole. A row whose text is null is labelled as an empty text.
+    calibrated. The output appears when it is whole. A row whose text is null is labelled as an empty text. Where a text
+    may have several labels, or none, each of probability 1/2 or more is given: a list, or a string in csv and tsv.
     """
     if input_ is None:
         _predict_texts(model, texts, json_)
@@ -86,6 +92,7 @@ def predict(
             text=text,
             probabilities=probabilities,
             prefix=prefix,
+            separator=separator,
             precision=precision,
             workers=workers,
             force=force,
@@ -129,7 +136,8 @@ def serve(
     * `curl 127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d '{"inputs": ["a small furry animal"]}'`
 
     POST /invocations takes {"inputs": [...]}, {"instances": [...]}, {"dataframe_records": [...]}, {"dataframe_split":
-    {...}} or CSV, and answers {"predictions": [{"label": ..., "probabilities": {...}}]}. GET /ping, /health, /version.
+    {...}} or CSV, and answers {"predictions": [{"label": ..., "probabilities": {...}}]}, with "labels", a list, where a
+    text may have several. GET /ping, /health, /version.
     Requests of the same moment share a forward pass. There is no password: open it to no network you do not trust.
     """
     from jobs.serve import ServeOptions

@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pipeline import sources
+from pipeline.classes import SEPARATOR, class_name, class_names
 from pipeline.errors import DataError
 from pipeline.readers import Reading, Row, read_rows, text_of
 from pipeline.sources import Source
 from pipeline.splitting import NAMES, LabelledSplit
-from pipeline.stages.labels import class_name
+from pipeline.targets import encode
 from pipeline.text import normalise
 
 SPLIT = "split"
@@ -33,48 +32,63 @@ def silent(what: str, done: int, total: int) -> None:
 class Columns:
     """Where text and class stand in a file, and which rows count: a split by name, or `all`.
 
-    Without a name the test rows are taken, or all where no column is called `split`.
+    Without a name the test rows are taken, or all where no column is called `split`. `separator` stands between the
+    classes of a text where it may have several and they come as one string.
     """
 
     text: str = "text"
     label: str = "label"
     split: str | None = None
+    separator: str = SEPARATOR
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts with their classes by name, where each stands (`file:line`), and which split it is. Blank texts are out."""
+    """Texts with their classes by name, where each stands (`file:line`), and which split it is. Blank texts are out.
+
+    A label is a class or, with `multi_label`, a tuple of classes.
+    """
 
     texts: list[str]
-    labels: list[str]
+    labels: list[str | tuple[str, ...]]
     places: list[str]
     split: str
     blank: int
+    multi_label: bool = False
 
     def known_to(self, names: Sequence[str], model: str) -> LabelledSplit:
         """The classes as places in `names`. Raises DataError where a class is none of them."""
-        number = {name: i for i, name in enumerate(names)}
-        if unknown := sorted(set(self.labels) - number.keys()):
+        met = {name for classes in self._classes for name in classes}
+        if unknown := sorted(met - set(names)):
             raise DataError(self._unknown(unknown, names, model))
-        return LabelledSplit(self.texts, np.array([number[label] for label in self.labels], dtype=np.int64))
+        return LabelledSplit(self.texts, encode(self.labels, names, multi_label=self.multi_label))
+
+    @property
+    def _classes(self) -> list[tuple[str, ...]]:
+        return [(label,) if isinstance(label, str) else label for label in self.labels]
 
     def _unknown(self, unknown: Sequence[str], names: Sequence[str], model: str) -> str:
-        first = next(i for i, label in enumerate(self.labels) if label in unknown)
-        others = [name for name in unknown if name != self.labels[first]]
+        rows = [i for i, classes in enumerate(self._classes) if not set(unknown).isdisjoint(classes)]
+        first = next(name for name in self._classes[rows[0]] if name in unknown)
+        others = [name for name in unknown if name != first]
         also = f", nor {_listed(others)}" if others else ""
-        rows = sum(label in unknown for label in self.labels)
         return (
-            f"{self.places[first]}: {model} does not know the class {self.labels[first]!r}{also} ({rows:,} rows). "
+            f"{self.places[rows[0]]}: {model} does not know the class {first!r}{also} ({len(rows):,} rows). "
             f"It knows {_listed(names)}. Rename the classes, leave these rows out, or name another column: --label"
         )
 
 
-def read_labelled(path: Path, columns: Columns, on_progress: Progress = silent) -> Labelled:
-    """The wanted rows of a file, folder or glob. Raises DataError with file and line for what cannot be used."""
+def read_labelled(
+    path: Path, columns: Columns, on_progress: Progress = silent, *, multi_label: bool = False
+) -> Labelled:
+    """The wanted rows of a file, folder or glob; with `multi_label` a text may have several classes, or none.
+
+    Raises DataError with file and line for what cannot be used.
+    """
     found = sources.find(str(path))
     has_split = _has_split(found[0], columns)
     split = columns.split or ("test" if has_split else ALL)
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str | tuple[str, ...], str]] = []
     blank, splits = 0, Counter[str]()
     for source, row in _rows(found, columns, has_split, on_progress):
         named = _canonical(str(row.values[2])) if has_split else ALL
@@ -83,7 +97,7 @@ def read_labelled(path: Path, columns: Columns, on_progress: Progress = silent) 
             continue
         where = f"{source.path}:{row.line}"
         text = normalise(text_of(row, source, columns.text))
-        label = class_name(row.values[1], f"{where}: {columns.label}")
+        label = _label(row.values[1], f"{where}: {columns.label}", columns.separator if multi_label else None)
         blank += not text.strip()
         if text.strip():
             rows.append((text, label, where))
@@ -91,7 +105,12 @@ def read_labelled(path: Path, columns: Columns, on_progress: Progress = silent) 
         there = ", ".join(f"{name} ({count:,})" for name, count in splits.most_common()) or "no rows at all"
         raise DataError(f"{path}: no labelled text of the split {split!r} in it. There are: {there}. Name one: --split")
     texts, labels, places = map(list, zip(*rows, strict=True))
-    return Labelled(texts, labels, places, split, blank)
+    return Labelled(texts, labels, places, split, blank, multi_label)
+
+
+def _label(value: object, where: str, separator: str | None) -> str | tuple[str, ...]:
+    """The class of a row; the classes, where there is something to stand between them."""
+    return class_name(value, where) if separator is None else class_names(value, where, separator)
 
 
 def _has_split(source: Source, columns: Columns) -> bool:

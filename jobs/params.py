@@ -7,7 +7,7 @@ from pipeline.assemble import PipelineConfig
 from pipeline.config import flat
 from pipeline.identity import canonical
 
-HOW_FILES_ARE_READ = {"name", "corpus.text", "corpus.document", "labels.text", "labels.label"}
+HOW_FILES_ARE_READ = {"name", "corpus.text", "corpus.document", "labels.text", "labels.label", "labels.separator"}
 NOT_SHOWN = ("invalid_utf8", "export.")
 
 

@@ -17,10 +17,12 @@ from jobs.run import tracking_uri
 from jobs.scoring import scoring
 from pipeline import export
 from pipeline.annotate import check_target, writing
+from pipeline.classes import SEPARATOR
 from pipeline.errors import DataError, UsageError
-from pipeline.pieces import Piece, read_pieces, source_of
+from pipeline.pieces import FAMILIES, Piece, read_pieces, source_of
 from pipeline.readers import Reading
 from pipeline.sources import COMPRESSIONS
+from pipeline.targets import Targets, answered, confidence, decode, is_multi_label, members, shown
 
 DIGITS = 6
 TERMINAL_SECONDS, LOG_SECONDS = 0.5, 10.0
@@ -36,6 +38,8 @@ class Order:
     text: str = "text"
     probabilities: bool = False
     prefix: str = ""
+    separator: str = SEPARATOR
+    """Between the labels of a row, in files that have no lists."""
     precision: str = "fp32"
     workers: int = 1
     force: bool = False
@@ -44,6 +48,7 @@ class Order:
 def predict_file(order: Order) -> dict[str, Any]:
     """Write the rows of a file with `label` and `confidence` added; `{rows, seconds, rows_per_second, output, labels}`.
 
+    Of a classifier that may give a text several labels, `label` is a list, or in csv and tsv a string of them.
     The output appears whole at the end, or not at all. Raises UsageError, DataError, EnvironmentProblem, WorkerLost.
     """
     source = source_of(order.input)
@@ -53,19 +58,23 @@ def predict_file(order: Order) -> dict[str, Any]:
     folder = locate(order.model, home(), tracking_uri())
     loaded = export.read(folder).loaded
     added = column_names(order, loaded.labels)
-    counts: Counter[str] = Counter()
+    joined = FAMILIES[source.kind] == "CSV"
+    if loaded.multi_label and joined:
+        _check_separator(loaded.labels, order.separator)
+    counts: Counter[int] = Counter()
     progress = Progress(source.n_bytes)
     pieces = _some(read_pieces(source, order.text, added, Reading(on_read=progress.read)), order.input)
     try:
         with writing(target) as write, scoring(folder, loaded, order.precision, order.workers) as score:
             for piece, table in score(pieces):
-                columns = _columns(order, loaded.labels, table)
-                write(piece, columns)
-                counts.update(columns[added[0]])
+                answers = answered(table, multi_label=loaded.multi_label)
+                write(piece, _columns(order, loaded.labels, table, answers, joined=joined))
+                counts.update(dict(enumerate(members(answers, len(loaded.labels)).sum(axis=0).tolist())))
                 progress.labelled(len(piece.texts))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted. Nothing was written; the same command begins anew.") from None
-    return {**progress.result(), "output": str(target), "labels": {name: counts[name] for name in loaded.labels}}
+    labels = {name: counts[i] for i, name in enumerate(loaded.labels)}
+    return {**progress.result(), "output": str(target), "labels": labels}
 
 
 def default_target(path: Path) -> Path:
@@ -82,14 +91,29 @@ def _check_free(source: Path, target: Path, force: bool) -> None:
         raise UsageError(f"{target}: there is such a file already. Give another --output, or --force to replace it")
 
 
+def _check_separator(labels: Sequence[str], separator: str) -> None:
+    within = [label for label in labels if separator in label]
+    if within:
+        raise UsageError(
+            f"--separator {separator!r} is a part of the label {within[0]!r}, so the labels of a row could not be told "
+            "apart. Give another"
+        )
+
+
 def column_names(order: Order, labels: Sequence[str]) -> list[str]:
     """The columns that are added: first the label, then the confidence, then, if asked for, `p_LABEL` for each."""
     names = ["label", "confidence", *(f"p_{label}" for label in labels if order.probabilities)]
     return [order.prefix + name for name in names]
 
 
-def _columns(order: Order, labels: Sequence[str], table: np.ndarray) -> dict[str, list[Any]]:
-    values = [[labels[place] for place in table.argmax(axis=1)], _rounded(table.max(axis=1))]
+def _columns(
+    order: Order, labels: Sequence[str], table: np.ndarray, answers: Targets, *, joined: bool
+) -> dict[str, list[Any]]:
+    """`joined`: several labels as one string, for a file that has no lists."""
+    named = decode(answers, labels)
+    named = [shown(label, order.separator) for label in named] if joined else named
+    sure = confidence(table, multi_label=is_multi_label(answers))
+    values = [named, _rounded(sure)]
     values += [_rounded(table[:, place]) for place in range(len(labels)) if order.probabilities]
     return dict(zip(column_names(order, labels), values, strict=True))
 

@@ -16,8 +16,15 @@ ROWS_PER_BATCH = 32
 ONE_WINDOW = {"count": 1, "overlap": 0}
 
 
-class Prediction(TypedDict):
+LIKELY = 0.5
+"""The probability from which on a label is answered where there may be several."""
+
+
+class Prediction(TypedDict, total=False):
+    """With `labels` in place of `label` where the classifier may give a text several, or none."""
+
     label: str
+    labels: list[str]
     probabilities: dict[str, float]
 
 
@@ -32,6 +39,7 @@ class Network(NamedTuple):
     seq_len: int
     padding: int | None
     windows: dict[str, int]
+    multi_label: bool
 
 
 class TextClassifier(PythonModel):
@@ -77,7 +85,12 @@ class TextClassifier(PythonModel):
             yield from self.network.logits(ids, mask)
 
     def _prediction(self, logits: np.ndarray) -> Prediction:
-        probabilities = dict(zip(self.network.labels, _softmax(logits).tolist(), strict=True))
+        several = self.network.multi_label
+        row = (_sigmoid if several else _softmax)(logits).tolist()
+        probabilities = dict(zip(self.network.labels, row, strict=True))
+        if several:
+            likely = [label for label, p in probabilities.items() if p >= LIKELY]
+            return {"labels": likely, "probabilities": probabilities}
         return {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
 
 
@@ -97,7 +110,8 @@ def _of_transformers(folder: Path) -> Network:
 
     labels = [config.id2label[i] for i in range(config.num_labels)]
     windows = getattr(config, WINDOWS, ONE_WINDOW)
-    return Network(logits, labels, config.max_position_embeddings, config.pad_token_id, windows)
+    multi_label = config.problem_type == "multi_label_classification"
+    return Network(logits, labels, config.max_position_embeddings, config.pad_token_id, windows, multi_label)
 
 
 def _of_onnxruntime(folder: Path) -> Network:
@@ -110,8 +124,13 @@ def _of_onnxruntime(folder: Path) -> Network:
     def logits(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return np.asarray(session.run(["logits"], dict(zip(record["graph"]["inputs"], (ids, mask), strict=True)))[0])
 
-    windows = record.get(WINDOWS, ONE_WINDOW)
-    return Network(logits, record["labels"], record["model"]["seq_len"], record["graph"]["padding_id"], windows)
+    windows, multi_label = record.get(WINDOWS, ONE_WINDOW), record.get("multi_label", False)
+    seq_len, padding = record["model"]["seq_len"], record["graph"]["padding_id"]
+    return Network(logits, record["labels"], seq_len, padding, windows, multi_label)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -206,10 +206,11 @@ def _scores(branch: Branch, store: Store, keys: Mapping[str, str]) -> dict[str, 
     where = {"export_dir": str(store.path("export", keys[branch.export.name]))} if branch.export else {}
     report_dir = store.path("evaluate", keys[branch.evaluate.name])
     scores = branch.evaluate.load(report_dir).scores
-    measured = ("accuracy", "accuracy_ci", "macro_f1", "macro_f1_ci", "ece", "seeds")
+    measured = ("accuracy", "accuracy_ci", "macro_f1", "macro_f1_ci", "micro_f1", "ece", "seeds")
     wanted = (*measured, "baseline", "baselines", "random_init")
     calibrated = {"ece_calibrated": scores["calibrated"]["ece"]}
-    return where | {name: scores[name] for name in wanted} | calibrated | {"report_dir": str(report_dir)}
+    found = {name: scores[name] for name in wanted if name in scores}
+    return where | found | calibrated | {"report_dir": str(report_dir)}
 
 
 def _tracked(mirrored: Mirrored | None, uri: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pipeline import export
-from pipeline.classify import document_probabilities, longest_window, tokenize_windows
+from pipeline.classify import blank_table, document_probabilities, longest_window, tokenize_windows
 from pipeline.engine import pick_device
 from pipeline.errors import WorkerLost
 from pipeline.pieces import Piece
@@ -39,7 +39,7 @@ Scoring = Callable[[Iterable[Piece]], Iterator[tuple[Piece, np.ndarray]]]
 
 @contextmanager
 def scoring(folder: Path, loaded: LoadedClassifier, precision: str, workers: int) -> Iterator[Scoring]:
-    """How pieces become probabilities, float32 [rows, labels], in their order; `loaded` is what `folder` holds.
+    """How pieces become probabilities, [rows, labels], in their order; `loaded` is what `folder` holds.
 
     The block raises WorkerLost where a process is lost.
     """
@@ -59,7 +59,7 @@ def scoring(folder: Path, loaded: LoadedClassifier, precision: str, workers: int
 
 
 def scorer(loaded: LoadedClassifier, precision: str) -> Score:
-    """Texts to probabilities, float32 [texts, labels], on the best device here."""
+    """Texts to probabilities, [texts, labels], on the best device here."""
     device = pick_device("auto")
     model = loaded.model.to(device)
     chosen = resolve(precision, device)
@@ -67,7 +67,7 @@ def scorer(loaded: LoadedClassifier, precision: str) -> Score:
     def score(texts: Sequence[str]) -> np.ndarray:
         texts = [normalise(text) for text in texts]
         documents = tokenize_windows(loaded.tokenizer, texts, model.cfg.seq_len, loaded.windows)
-        table = np.empty((len(documents), len(loaded.labels)), dtype=np.float32)
+        table = blank_table(model, len(documents))
         for group in alike([longest_window(windows) for windows in documents]):
             table[group] = document_probabilities(model, [documents[i] for i in group], precision=chosen)
         return table

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from jobs.batching import Batcher, Overloaded
 from jobs.scoring import scorer
 from jobs.scoring_protocol import EXAMPLE, JSON, Refused, texts_of
-from jobs.use import classifier, prediction
+from jobs.use import classifier, predictions
 from pipeline.errors import EnvironmentProblem
 
 GRACE_SECONDS = 30
@@ -41,7 +41,7 @@ def serve(model: str, options: ServeOptions, say: Callable[[str], None]) -> None
     score = scorer(loaded, options.precision)
     score(["the first pass takes longest"])
     batcher = Batcher(score, options.max_batch, options.max_wait_ms / 1000)
-    app = create_app(batcher, loaded.labels, options.max_body_mib << 20)
+    app = create_app(batcher, loaded.labels, options.max_body_mib << 20, multi_label=loaded.multi_label)
     with _bound(options.host, options.port) as listening:
         host = f"[{options.host}]" if ":" in options.host else options.host
         url = f"http://{host}:{listening.getsockname()[1]}"
@@ -83,7 +83,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return listening
 
 
-def create_app(batcher: Batcher, labels: Sequence[str], max_body_bytes: int) -> FastAPI:
+def create_app(batcher: Batcher, labels: Sequence[str], max_body_bytes: int, *, multi_label: bool = False) -> FastAPI:
     """The endpoints of MLflow's scoring server: /ping, /health, /version and /invocations."""
 
     @asynccontextmanager
@@ -103,7 +103,7 @@ def create_app(batcher: Batcher, labels: Sequence[str], max_body_bytes: int) -> 
     async def invocations(request: Request) -> JSONResponse:
         texts = texts_of(await _body(request, max_body_bytes), request.headers.get("content-type", JSON))
         table = await batcher.answer(texts) if texts else np.zeros((0, len(labels)), np.float32)
-        return JSONResponse({"predictions": [prediction(labels, row) for row in table.tolist()]})
+        return JSONResponse({"predictions": predictions(labels, table, multi_label=multi_label)})
 
     app.get("/ping")(ping)
     app.get("/health")(ping)

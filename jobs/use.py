@@ -13,9 +13,12 @@ from jobs.run import tracking_uri
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pipeline.weights import LoadedClassifier
 
 SHOWN_LABELS = 3
+NO_LABEL = "\N{EN DASH}"
 
 BASES = ("pretrain", "importmodel")
 """Kinds of stages that make a language model."""
@@ -25,7 +28,10 @@ REDACTED = ":***@"
 
 
 def predict(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """`[{"text", "label", "probabilities": {label: p}}]`, a row a text, with a registered or exported classifier."""
+    """`[{"text", "label", "probabilities": {label: p}}]`, a row a text, with a registered or exported classifier.
+
+    One that may give a text several labels has `"labels"`, a list, in place of `"label"`.
+    """
     lines = list(_texts(texts))
     if not lines:
         return []
@@ -33,7 +39,8 @@ def predict(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
 
     loaded = classifier(model)
     table = probabilities(loaded, lines)
-    return [{"text": text, **prediction(loaded.labels, row)} for text, row in zip(lines, table.tolist(), strict=True)]
+    answers = predictions(loaded.labels, table, multi_label=loaded.multi_label)
+    return [{"text": text, **answer} for text, answer in zip(lines, answers, strict=True)]
 
 
 def classifier(model: str) -> "LoadedClassifier":
@@ -53,20 +60,26 @@ def _texts(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def prediction(labels: Sequence[str], row: Sequence[float]) -> dict[str, Any]:
-    """`{"label", "probabilities": {label: p}}` of one text, from its probabilities."""
-    by_label = dict(zip(labels, row, strict=True))
-    return {"label": max(by_label, key=lambda name: by_label[name]), "probabilities": by_label}
+def predictions(labels: Sequence[str], table: "np.ndarray", *, multi_label: bool) -> list[dict[str, Any]]:
+    """`{"label", "probabilities": {label: p}}` of each text, a row of the table; several labels under `"labels"`."""
+    from pipeline.targets import answered, decode
+
+    name = "labels" if multi_label else "label"
+    answers = decode(answered(table, multi_label=multi_label), labels)
+    rows = zip(answers, table.tolist(), strict=True)
+    return [{name: answer, "probabilities": dict(zip(labels, row, strict=True))} for answer, row in rows]
 
 
 def print_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line a text: the label, how sure the model is, and the runners-up."""
+    """A line a text: the label or the labels, how sure the model is, and the runners-up."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for row in rows:
-        ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])[:SHOWN_LABELS]
-        (label, p), *others = ranked
-        rest = ", ".join(f"{name} {q:.2f}" for name, q in others)
-        table.add_row(f"[bold]{label}[/]", f"{p:.2f}", f"[dim]{rest}[/]", row["text"])
+        answer = row["labels"] if "labels" in row else [row["label"]]
+        ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])
+        sure = ", ".join(f"{p:.2f}" for name, p in ranked if name in answer)
+        others = [f"{name} {q:.2f}" for name, q in ranked if name not in answer][: SHOWN_LABELS - 1]
+        chosen = ", ".join(name for name, _ in ranked if name in answer) or NO_LABEL
+        table.add_row(f"[bold]{chosen}[/]", sure, f"[dim]{', '.join(others)}[/]", row["text"])
     Console(file=sys.stdout, highlight=False).print(table)
 
 

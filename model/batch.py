@@ -15,12 +15,13 @@ class Batch:
     """Packed rows of tokens. A document is a run of equal `document_ids` in a row; -1 is padding.
 
     `targets` is [rows, seq] for language modelling (IGNORE where there is none) and [n_documents] for classification,
-    in row-major order of appearance. `dropout_keys` holds one random number a row; None turns dropout off. `weights`
-    say what the loss of each document counts in classification; None is 1 for all.
+    in row-major order of appearance; [n_documents, n_labels] where a document may have several labels, 1 for each that
+    it has. `dropout_keys` holds one random number a row; None turns dropout off. `weights` say what the loss of each
+    document counts in classification; None is 1 for all.
     """
 
     tokens: Int64[Tensor, "rows seq"]
-    targets: Int64[Tensor, "rows seq"] | Int64[Tensor, " n_documents"]
+    targets: Int64[Tensor, "rows seq"] | Int64[Tensor, " n_documents"] | Int64[Tensor, "n_documents n_labels"]
     document_ids: Int32[Tensor, "rows seq"]
     dropout_keys: Int64[Tensor, " rows"] | None = None
     weights: Float32[Tensor, " n_documents"] | None = None

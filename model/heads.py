@@ -61,15 +61,18 @@ class LanguageModel(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """One pooled vector per document to one logit per label, without bias."""
+    """One pooled vector per document to one logit per label, without bias.
 
-    def __init__(self, d_model: int, n_labels: int, pooling: str) -> None:
+    `multi_label`: a document may have several labels, or none, so that each logit is read by itself.
+    """
+
+    def __init__(self, d_model: int, n_labels: int, pooling: str, *, multi_label: bool = False) -> None:
         super().__init__()
         if pooling not in POOLING:
             raise ValueError(f"pooling={pooling!r} must be one of {', '.join(POOLING)}")
         if n_labels < 1:
             raise ValueError(f"n_labels={n_labels} must be >= 1")
-        self.n_labels, self.pooling = n_labels, pooling
+        self.n_labels, self.pooling, self.multi_label = n_labels, pooling, multi_label
         self.query = nn.Linear(d_model, 1, bias=False) if pooling in SCORED else None
         self.score = nn.Linear(d_model, n_labels, bias=False)
 
@@ -81,11 +84,11 @@ class ClassificationHead(nn.Module):
 class Classifier(nn.Module):
     """A body and a head that labels documents."""
 
-    def __init__(self, body: Decoder, n_labels: int, pooling: str) -> None:
+    def __init__(self, body: Decoder, n_labels: int, pooling: str, *, multi_label: bool = False) -> None:
         super().__init__()
         self.cfg = body.cfg
         self.body = body
-        self.head = ClassificationHead(body.cfg.d_model, n_labels, pooling)
+        self.head = ClassificationHead(body.cfg.d_model, n_labels, pooling, multi_label=multi_label)
 
     def forward(
         self, tokens: Tokens, document_ids: Ids | None = None, *, dropout_keys: Keys | None = None
@@ -96,10 +99,20 @@ class Classifier(nn.Module):
         """
         return self.head(self.body(tokens, document_ids, dropout_keys=dropout_keys), document_ids)
 
+    def probabilities(self, logits: Float[Tensor, "n n_labels"]) -> Float[Tensor, "n n_labels"]:
+        """The softmax, float32. Of a head with several labels the sigmoid of each, float64.
 
-def swap_head(language_model: LanguageModel, n_labels: int, pooling: str, seed: int) -> Classifier:
+        A sigmoid near 1 keeps little of its logit in float32, and a temperature fitted later needs it; a softmax
+        keeps it in the small ones of its row.
+        """
+        return logits.double().sigmoid() if self.head.multi_label else logits.float().softmax(-1)
+
+
+def swap_head(
+    language_model: LanguageModel, n_labels: int, pooling: str, seed: int, *, multi_label: bool = False
+) -> Classifier:
     """A classifier on the language model's own body, not a copy, with a head drawn from `seed`."""
     body = language_model.body
-    classifier = Classifier(body, n_labels, pooling)
+    classifier = Classifier(body, n_labels, pooling, multi_label=multi_label)
     initialize(classifier.head, seed, prefix="head.")
     return classifier.to(body.embed.weight.device, body.embed.weight.dtype)

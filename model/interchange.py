@@ -51,6 +51,9 @@ FIXED: dict[str, Any] = {
 CALIBRATION = "calibration_temperature"
 """Our key in a classifier's config: the temperature that its head is already divided by."""
 
+PROBLEM_TYPES = {False: "single_label_classification", True: "multi_label_classification"}
+"""What transformers calls a classifier, by whether a text may have several labels."""
+
 ARCHITECTURES = ("LlamaForCausalLM", "LlamaForSequenceClassification")
 
 Special = Mapping[str, str]
@@ -97,7 +100,7 @@ def write_classifier(
     labels = {
         "id2label": {str(i): id2label[i] for i in sorted(id2label)},
         "label2id": {id2label[i]: i for i in sorted(id2label)},
-        "problem_type": "single_label_classification",
+        "problem_type": PROBLEM_TYPES[head.multi_label],
         CALIBRATION: temperature,
         **(notes or {}),
     }
@@ -136,7 +139,8 @@ def read_classifier(folder: Path) -> tuple[Classifier, dict[int, str]]:
     """Read a Hugging Face Llama sequence classifier and the names of its labels; otherwise as `read_causal_lm`."""
     config = _read_config(folder, "LlamaForSequenceClassification")
     id2label = {int(i): label for i, label in config["id2label"].items()}
-    classifier = Classifier(Decoder(_from_config(config)), len(id2label), pooling="last")
+    multi_label = config.get("problem_type") == PROBLEM_TYPES[True]
+    classifier = Classifier(Decoder(_from_config(config)), len(id2label), pooling="last", multi_label=multi_label)
     return _with_weights(classifier, folder), id2label
 
 

@@ -19,6 +19,7 @@ from pipeline.errors import EnvironmentProblem, UsageError
 from pipeline.pieces import FAMILIES, Piece, delimiter
 from pipeline.publish import SCRATCH_PREFIX, fsync
 from pipeline.sources import Source, kind_of
+from pipeline.tables import lists_of_texts
 
 Added = Mapping[str, Sequence[Any]]
 """New columns by name, a value a row of the piece."""
@@ -125,7 +126,8 @@ def _parquet_writer(path: Path, kind: str, compression: str) -> Iterator[Write]:
     def write(piece: Piece, added: Added) -> None:
         table = piece.rows
         for name, values in added.items():
-            table = table.append_column(name, pa.array(values))
+            lists = any(isinstance(value, list) for value in values[:1])
+            table = table.append_column(name, lists_of_texts(values) if lists else pa.array(values))
         if not opened:
             opened.append(pq.ParquetWriter(path, table.schema, compression="zstd"))
         opened[0].write_table(table)

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int64
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import FeatureUnion
 from sklearn.svm import LinearSVC
 
-from pipeline.metrics import Labelling
+from pipeline.labelling import Labelling
 from pipeline.splitting import LabelledSplit
+from pipeline.targets import Targets, is_multi_label
 
 BaselineName = Literal["tfidf-logreg", "linear-svm"]
-Targets = Int64[np.ndarray, " n"]
 
 WORD = r"\w+"
 """Words of one letter count too: .005 of macro-F1 on short glosses, .02 where languages are told apart."""
@@ -41,38 +40,46 @@ class Linear:
     """The most regularised first; where nothing can be chosen, the last one stands."""
 
     def predict(self, train: LabelledSplit, validation: LabelledSplit, texts: Sequence[str]) -> Targets:
-        """The class of each text. Where there is nothing to learn (one class, or no words) this is `majority`."""
+        """What it answers to each text. Where there is nothing to learn (one answer, or no words), `majority`."""
         both = LabelledSplit([*train.texts, *validation.texts], np.concatenate([train.targets, validation.targets]))
         if not _learnable(both):
             return majority(both.targets, len(texts))
         features = self.features(len(both.texts))
         known = features.fit_transform(both.texts)
-        classifier = self.classifier(self._best_strength(known, both.targets, len(train.texts)))
-        classifier.fit(known, both.targets)
-        return np.asarray(classifier.predict(features.transform(texts)))
+        strength = self._best_strength(known, both.targets, len(train.texts))
+        return np.asarray(self._fitted(strength, known, both.targets).predict(features.transform(texts)))
+
+    def _fitted(self, strength: float, rows: Any, targets: Targets) -> Any:
+        """The classifier, which has learned; of several classes, one for each, against the rest."""
+        one = self.classifier(strength)
+        return (OneVsRestClassifier(one) if is_multi_label(targets) else one).fit(rows, targets)
 
     def _best_strength(self, rows: Any, targets: Targets, n_train: int) -> float:
         """The first `n_train` rows are learned from, and the others decide."""
-        if n_train == len(targets) or len(np.unique(targets[:n_train])) < 2:
+        if n_train == len(targets) or len(np.unique(targets[:n_train], axis=0)) < 2:
             return self.strengths[-1]
-        n_labels = 1 + int(targets.max())
+        n_labels = targets.shape[1] if is_multi_label(targets) else 1 + int(targets.max())
 
         def quality(strength: float) -> float:
-            predicted = self.classifier(strength).fit(rows[:n_train], targets[:n_train]).predict(rows[n_train:])
+            predicted = self._fitted(strength, rows[:n_train], targets[:n_train]).predict(rows[n_train:])
             return Labelling(targets[n_train:], np.asarray(predicted), n_labels).macro_f1
 
         return max(self.strengths, key=quality)
 
 
 def majority(targets: Targets, n_texts: int) -> Targets:
-    """The most frequent class, as often as there are texts; of equally frequent ones the lowest number."""
-    most = min(Counter(targets.tolist()).items(), key=lambda item: (-item[1], item[0]))[0]
-    return np.full(n_texts, most, dtype=np.int64)
+    """The most frequent class, as often as there are texts; of equally frequent ones the lowest number.
+
+    Where a text may have several, the most frequent set of classes.
+    """
+    answers = map(tuple, targets.tolist()) if is_multi_label(targets) else targets.tolist()
+    most = min(Counter(answers).items(), key=lambda item: (-item[1], item[0]))[0]
+    return np.broadcast_to(np.array(most, dtype=np.int64), (n_texts, *targets.shape[1:])).copy()
 
 
 def _learnable(split: LabelledSplit) -> bool:
     words = _words(len(split.texts)).build_analyzer()
-    return len(np.unique(split.targets)) > 1 and any(words(text) for text in split.texts)
+    return len(np.unique(split.targets, axis=0)) > 1 and any(words(text) for text in split.texts)
 
 
 def _words(n_texts: int) -> TfidfVectorizer:

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64, UInt64
 
 from model.batch import IGNORE, Batch
 from pipeline.errors import UsageError
+from pipeline.targets import Targets
 from pipeline.token_stream import TokenStream
 
 Ints = Int64[np.ndarray, " n"]
@@ -205,13 +206,13 @@ def _cut_rows(batch: Batch, part: slice) -> Batch:
 class LabelledSampling:
     """Labelled documents, packed whole into rows so that little is spent on padding.
 
-    `documents` are token ids with their special tokens, each at most `seq_len` long; `targets` is int64 [n]. Rows have
-    room for the longest document of their step and no more, or for many short ones: attention costs a row's square.
-    `weights` say what the loss of each document counts, 1 in the mean; None is 1 for all.
+    `documents` are token ids with their special tokens, each at most `seq_len` long. Rows have room for the longest
+    document of their step and no more, or for many short ones: attention costs a row's square. `weights` say what the
+    loss of each document counts, 1 in the mean; None is 1 for all.
     """
 
     documents: Sequence[np.ndarray]
-    targets: Ints
+    targets: Targets
     seq_len: int
     documents_per_step: int
     micro_batch_size: int
@@ -237,7 +238,8 @@ class LabelledSampling:
         batches = [
             self._micro_batch([ids[rows[r]] for r in part], None if keys is None else keys[part]) for part in parts
         ]
-        batches = _as_many(batches, len(rows), world_size, self.micro_batch_size, idle((1, 1), (1,), self.dropout))
+        spare = idle((1, 1), (1, *self.targets.shape[1:]), self.dropout)
+        batches = _as_many(batches, len(rows), world_size, self.micro_batch_size, spare)
         own = np.concatenate([ids[rows[r]] for r in mine]) if len(mine) else ids[:0]
         return StepBatch(batches, len(ids), ids, own)
 

@@ -4,7 +4,7 @@ Rows are resampled with replacement, 95 % intervals are percentiles (Efron and T
 classifiers are always scored on the same resamples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from scipy.stats import binomtest
 
 from pipeline.labelling import Labelling, macro_f1, rounded
+from pipeline.targets import Targets, coded
 
 RESAMPLES = 1000
 BLOCK = 500
@@ -49,15 +50,15 @@ class Comparison:
 
 def intervals(labelling: Labelling, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Interval, Interval]:
     """Bootstrap intervals of accuracy and macro-F1."""
-    outcomes = np.stack([labelling.targets, labelling.predicted])
-    accuracies, f1s = _resampled(outcomes, labelling.n_labels, resamples, seed)
+    columns = labelling.targets, labelling.predicted
+    accuracies, f1s = _resampled(columns, labelling.n_labels, resamples, seed)
     return _interval(accuracies[0]), _interval(f1s[0])
 
 
 def compare(ours: Labelling, theirs: Labelling, *, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
     """Score `theirs`, and bootstrap the difference of macro-F1 in pairs."""
-    outcomes = np.stack([ours.targets, ours.predicted, theirs.predicted])
-    accuracies, f1s = _resampled(outcomes, ours.n_labels, resamples, seed)
+    columns = ours.targets, ours.predicted, theirs.predicted
+    accuracies, f1s = _resampled(columns, ours.n_labels, resamples, seed)
     leads = f1s[0] - f1s[1]
     return Comparison(
         accuracy=rounded(theirs.accuracy),
@@ -75,22 +76,23 @@ def mcnemar(ours: Labelling, theirs: Labelling) -> float:
 
     Only rows count that one got right and the other wrong; under the hypothesis either is as likely (McNemar 1947).
     """
-    we, they = ours.predicted == ours.targets, theirs.predicted == theirs.targets
+    we, they = ours.right, theirs.right
     only_we, only_they = int((we & ~they).sum()), int((they & ~we).sum())
     return rounded(binomtest(only_we, only_we + only_they).pvalue) if only_we + only_they else 1.0
 
 
 def _resampled(
-    outcomes: Int64[np.ndarray, "kinds n"], n_labels: int, resamples: int, seed: int
+    columns: Sequence[Targets], n_labels: int, resamples: int, seed: int
 ) -> tuple[Float[np.ndarray, "guesses resamples"], Float[np.ndarray, "guesses resamples"]]:
-    """Accuracy and macro-F1 of every guess on every resample. The first of the kinds is the truth."""
+    """Accuracy and macro-F1 of every guess on every resample. The first of the columns is the truth."""
+    outcomes, classes = coded(columns, n_labels)
     cells, counts = np.unique(outcomes, axis=1, return_counts=True)
     truth, guesses = cells[0], cells[1:]
     blocks = [
         np.array(
             [
                 [_accuracies(draws, truth, guess) for guess in guesses],
-                [_macro_f1s(draws, truth, guess, n_labels) for guess in guesses],
+                [_macro_f1s(draws, classes[truth], classes[guess]) for guess in guesses],
             ]
         )
         for draws in _draws(counts, resamples, seed)
@@ -116,9 +118,9 @@ def _accuracies(draws: np.ndarray, truth: np.ndarray, guess: np.ndarray) -> np.n
     return draws[:, truth == guess].sum(axis=1) / draws.sum(axis=1)
 
 
-def _macro_f1s(draws: np.ndarray, truth: np.ndarray, guess: np.ndarray, n_labels: int) -> np.ndarray:
-    truth_of, guess_of = (np.eye(n_labels)[labels] for labels in (truth, guess))
-    return macro_f1(draws @ (truth_of * guess_of), draws @ truth_of, draws @ guess_of)
+def _macro_f1s(draws: np.ndarray, truth: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    """`truth` and `guess` [cells, n_labels] are 1 for the classes of each cell."""
+    return macro_f1(draws @ (truth * guess), draws @ truth, draws @ guess)
 
 
 def _interval(values: np.ndarray) -> Interval:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float
 from tokenizers import Tokenizer
 
 from model.heads import Classifier
@@ -16,7 +16,13 @@ from pipeline.windows import Windows, mean_over_windows, shortened
 
 TOKENS_PER_BATCH = 8192
 
-Probabilities = Float32[np.ndarray, "documents labels"]
+Probabilities = Float[np.ndarray, "documents labels"]
+"""float32; float64 of a classifier that may give several labels (see `Classifier.probabilities`)."""
+
+
+def blank_table(model: Classifier, documents: int) -> Probabilities:
+    """Room for the probabilities of so many documents: zeros."""
+    return np.zeros((documents, model.head.n_labels), dtype=np.float64 if model.head.multi_label else np.float32)
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> list[np.ndarray]:
@@ -58,7 +64,7 @@ def document_probabilities(
     rows and leaves the others 0, all with as many forward passes.
     """
     device = next(model.parameters()).device
-    out = np.zeros((len(documents), model.head.n_labels), dtype=np.float32)
+    out = blank_table(model, len(documents))
     done = 0
     with torch.inference_mode(), autocast(precision, device):
         groups = list(_by_length(documents))
@@ -68,7 +74,7 @@ def document_probabilities(
             logits = model(torch.from_numpy(tokens).to(device), torch.from_numpy(document_ids).to(device))
             if first + rank < len(groups):  # else it only keeps the other ranks company
                 logits = mean_over_windows(logits.float(), [len(documents[i]) for i in group])
-                out[group] = logits.softmax(-1).cpu().numpy()
+                out[group] = model.probabilities(logits).cpu().numpy()
             done += len(group)
             if on_progress:
                 on_progress(done, len(documents))

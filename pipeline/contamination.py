@@ -29,7 +29,7 @@ class Example:
     """A test text that was found. `document` counts from 1; `excerpt` is what it says where the text begins."""
 
     text: str
-    label: str
+    label: str | Sequence[str]
     coverage: float
     document: int
     excerpt: str
@@ -67,10 +67,10 @@ class Contamination:
 
 @dataclass(frozen=True)
 class Suspects:
-    """The test texts with the names of their classes, and how any part of them is scored."""
+    """The test texts with the names of their classes, one or several each, and how any part of them is scored."""
 
     texts: Sequence[str]
-    labels: Sequence[str]
+    labels: Sequence[str | Sequence[str]]
     slicing: Slicing
 
     def examine(self, corpus: Place | None, training: Place, on_progress: Progress) -> Contamination:

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from pipeline.labelling import Labelling, Probabilities, Targets, rounded
+from pipeline.labelling import Labelling, rounded
+from pipeline.targets import Probabilities, Targets, confidence, is_multi_label, members
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Confidences below which an answer may be withheld."""
@@ -71,8 +72,9 @@ class Cut:
 
 def one_vs_rest(targets: Targets, probabilities: Probabilities, names: Sequence[str]) -> Curves:
     """Both curves of every class, its texts ranked by the probability of that class."""
-    known = [i for i in range(len(names)) if 0 < (targets == i).sum() < len(targets)]
-    ranked = [(names[i], targets == i, probabilities[:, i].astype(np.float64)) for i in known]
+    positive = members(targets, len(names))
+    known = [i for i in range(len(names)) if 0 < positive[:, i].sum() < len(targets)]
+    ranked = [(names[i], positive[:, i], probabilities[:, i].astype(np.float64)) for i in known]
     rocs, precisions = [roc(*one) for one in ranked], [precision_recall(*one) for one in ranked]
     return Curves(rocs, precisions, _mean(rocs, _on_the_line), _mean(precisions, _next_point))
 
@@ -108,9 +110,9 @@ def _next_point(grid: Points, curve: Curve) -> Points:
 
 def thresholds(targets: Targets, probabilities: Probabilities) -> list[Threshold]:
     """What each of THRESHOLDS would do. One that withholds nothing more than the one before it is left out."""
-    confidence = probabilities.max(axis=1)
-    everything = Labelling(targets, probabilities.argmax(axis=1), probabilities.shape[1])
-    kept = {threshold: confidence >= threshold for threshold in THRESHOLDS}
+    sure = confidence(probabilities, multi_label=is_multi_label(targets))
+    everything = Labelling.of_probabilities(targets, probabilities)
+    kept = {threshold: sure >= threshold for threshold in THRESHOLDS}
     rows = [_threshold(everything, threshold, rows) for threshold, rows in kept.items()]
     return [row for place, row in enumerate(rows) if not place or row.n < rows[place - 1].n]
 
@@ -149,10 +151,10 @@ def most_confident(targets: Targets, probabilities: Probabilities) -> Curve:
 
     Answers that are equally sure are kept or withheld together.
     """
-    confidence = probabilities.max(axis=1)
-    order = np.argsort(-confidence, kind="stable")
-    right = (probabilities.argmax(axis=1) == targets)[order]
-    last = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
+    sure = confidence(probabilities, multi_label=is_multi_label(targets))
+    order = np.argsort(-sure, kind="stable")
+    right = Labelling.of_probabilities(targets, probabilities).right[order]
+    last = np.flatnonzero(np.append(np.diff(sure[order]) != 0, True))
     answered = last + 1
     accuracy = np.cumsum(right)[last] / answered
     steps = np.diff(answered, prepend=0) / len(targets)

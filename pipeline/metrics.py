@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
+from jaxtyping import Float, Shaped
+from scipy.optimize import brentq, minimize_scalar
 from sklearn.metrics import brier_score_loss, log_loss, precision_recall_fscore_support
 
 from pipeline.bootstrap import RESAMPLES, Interval, intervals
 from pipeline.curves import Curves, one_vs_rest
-from pipeline.labelling import Labelling, Probabilities, Targets, rounded
+from pipeline.labelling import Labelling, rounded
+from pipeline.targets import Probabilities, Targets, is_multi_label, questions
 
 N_BINS = 15
 
@@ -55,6 +57,9 @@ class Scores:
     `log_loss`, `brier`, `ece` and `bins` are of the probabilities as the network gives them, `calibrated` and
     `calibrated_bins` of softmax(log p / temperature). `roc_auc` and `average_precision` are of the latter too: the
     mean of the classes that have them, or None.
+
+    Where a row may have several classes, accuracy is the share of rows with all of them right; log loss, Brier (0 to 1)
+    and ECE are over all rows and classes, each pair a question with the answer yes or no.
     """
 
     n: int
@@ -88,9 +93,9 @@ def score(
     seed: int = 0,
 ) -> Scores:
     """Everything about one classifier. Row i of `probabilities` belongs to `targets[i]`, column j to `names[j]`."""
-    labelling = Labelling(targets, probabilities.argmax(axis=1), len(names))
+    labelling = Labelling.of_probabilities(targets, probabilities)
     accuracy_ci, macro_f1_ci = intervals(labelling, resamples=resamples, seed=seed)
-    served = with_temperature(probabilities, t)
+    served = with_temperature(probabilities, t, multi_label=is_multi_label(targets))
     curves = one_vs_rest(targets, served, names)
     return Scores(
         n=len(targets),
@@ -111,13 +116,13 @@ def score(
 
 def calibration(targets: Targets, probabilities: Probabilities) -> dict[str, float]:
     """`{"log_loss", "brier", "ece"}`: how far the probabilities can be believed."""
-    columns = np.arange(probabilities.shape[1])
-    exact = probabilities.astype(np.float64)
+    answers, exact = questions(targets, probabilities.astype(np.float64))
+    columns, half = np.arange(exact.shape[1]), is_multi_label(targets)
     exact /= exact.sum(axis=1, keepdims=True)  # float32 rows sum to 1 only nearly
     return {
-        "log_loss": rounded(log_loss(targets, exact, labels=columns)),
-        "brier": rounded(brier_score_loss(targets, exact, labels=columns, scale_by_half=False)),  # pyright: ignore[reportArgumentType]
-        "ece": rounded(expected_calibration_error(calibration_bins(targets, exact))),
+        "log_loss": rounded(log_loss(answers, exact, labels=columns)),
+        "brier": rounded(brier_score_loss(answers, exact, labels=columns, scale_by_half=half)),  # pyright: ignore[reportArgumentType]
+        "ece": rounded(expected_calibration_error(calibration_bins(answers, exact))),
     }
 
 
@@ -145,7 +150,11 @@ def class_scores(labelling: Labelling, names: Sequence[str], curves: Curves) -> 
 
 
 def calibration_bins(targets: Targets, probabilities: Probabilities, n_bins: int = N_BINS) -> list[Bin]:
-    """The rows by their highest probability, in bins of equal width; an empty bin has confidence and accuracy 0."""
+    """The rows by their highest probability, in bins of equal width; an empty bin has confidence and accuracy 0.
+
+    Where a row may have several classes, each row with each class by the probability of the answer, yes or no.
+    """
+    targets, probabilities = questions(targets, probabilities)
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == targets
     bin_of = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
@@ -171,7 +180,11 @@ def temperature(targets: Targets, probabilities: Probabilities) -> float:
     This is "expectation consistency" (Clarte et al. 2023). On twelve classifiers of six tasks it left a mean test ECE
     of .036, the T of the lowest log loss (Guo et al. 2017) .039, at the same log loss. The accuracy it aims at is
     (hits + 1) / (rows + 2), so that a few rows that are all right do not make it certain. T is within e^-3 and e^3.
+    Where a row may have several classes, it is the T of the lowest log loss over all rows and classes: the answer to
+    most of them is an easy no, which an average would be about.
     """
+    if is_multi_label(targets):
+        return _likeliest(*questions(targets, probabilities))
     hits = int((probabilities.argmax(axis=1) == targets).sum())
     accuracy = (hits + 1) / (len(targets) + 2)
 
@@ -185,8 +198,37 @@ def temperature(targets: Targets, probabilities: Probabilities) -> float:
     return rounded(np.exp(best))
 
 
-def with_temperature(probabilities: Probabilities, t: float) -> Probabilities:
-    """softmax(log p / t), float64."""
-    scaled = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)) / t
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+def _likeliest(answers: Targets, probabilities: Probabilities) -> float:
+    """The T of the lowest log loss of questions that are answered no (0) or yes (1).
+
+    The targets are Platt's (1999): (yes + 1) / (yes + 2) in place of 1, 1 / (no + 2) in place of 0, so that a few
+    answers that are all right do not make it certain.
+    """
+    yes = int(answers.sum())
+    wanted = np.where(answers == 1, (yes + 1) / (yes + 2), 1 / (len(answers) - yes + 2))
+    no, for_yes = np.log(_above_zero(probabilities)).T
+    odds = for_yes - no
+
+    def loss(log_t: float) -> float:
+        scaled = odds / np.exp(log_t)
+        return float((np.logaddexp(0, scaled) - wanted * scaled).mean())
+
+    best: Any = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded", options={"xatol": 1e-6})
+    return rounded(np.exp(best.x))
+
+
+def with_temperature(probabilities: Probabilities, t: float, *, multi_label: bool = False) -> Probabilities:
+    """softmax(log p / t), float64. With `multi_label` that of each class alone, against its absence."""
+    if multi_label:
+        return _softmax(np.stack([1 - probabilities, probabilities], axis=-1), t)[..., 1]
+    return _softmax(probabilities, t)
+
+
+def _softmax(probabilities: Shaped[np.ndarray, "... n"], t: float) -> Float[np.ndarray, "... n"]:
+    scaled = np.log(_above_zero(probabilities)) / t
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _above_zero(probabilities: Shaped[np.ndarray, "... n"]) -> Float[np.ndarray, "... n"]:
+    return np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from pipeline.ancestry import Link
-from pipeline.report import headline_rows, verdicts
+from pipeline.report import headline_rows, is_of_several, verdicts
 from pipeline.windows import ONE_WINDOW, Windows
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -46,6 +46,7 @@ def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
     return _template().render(
         metadata=_metadata(scores, facts),
         scores=scores,
+        multi_label=is_of_several(scores),
         rows=headline_rows(scores),
         verdicts=verdicts(scores),
         weakest=min(scores["per_class"], key=lambda row: (row["f1"], row["name"])),
@@ -98,7 +99,7 @@ def _metadata(scores: Mapping[str, Any], facts: ModelFacts) -> str:
         license=facts.license,
         library_name="transformers" if facts.stock else "onnx",
         pipeline_tag="text-classification",
-        tags=["gristmill"],
+        tags=["gristmill", *(["multi-label"] if is_of_several(scores) else [])],
         model_name=f"text classifier, {len(scores['per_class'])} classes",
         eval_results=results,
     )

@@ -79,10 +79,10 @@ def _luminance(rgb: Sequence[float]) -> float:
     return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
 
 
-def reliability_diagram(panels: Mapping[str, Sequence[Bin]], theme: Theme = LIGHT) -> bytes:
+def reliability_diagram(panels: Mapping[str, Sequence[Bin]], counted: str = "texts", theme: Theme = LIGHT) -> bytes:
     """How often predictions of a given confidence are right, over how many there are of each confidence.
 
-    A panel for each kind of probability, with its name.
+    A panel for each kind of probability, with its name; `counted` says what the predictions are of.
     """
     figure = _figure(4.6 * len(panels) + 0.4, 5.2, theme)
     figure.get_layout_engine().set(wspace=0.06)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
@@ -90,7 +90,7 @@ def reliability_diagram(panels: Mapping[str, Sequence[Bin]], theme: Theme = LIGH
     for place, (name, bins) in enumerate(panels.items()):
         _reliability(rows[0, place], rows[1, place], name, bins, theme)
     rows[0, 0].set(ylabel="share that is right")
-    rows[1, 0].set(ylabel="share of texts")
+    rows[1, 0].set(ylabel=f"share of {counted}")
     _legend(rows[0, 0], theme, loc="upper left")
     rows[0, 0].get_legend().set_zorder(9)
     return png(figure)

@@ -24,7 +24,6 @@ MAX_PIECE_BYTES = 4 << 20
 """A longer line or file of plain text comes as several rows."""
 BATCH_ROWS = 256
 _BOM = b"\xef\xbb\xbf"
-_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 class Row(NamedTuple):
@@ -207,15 +206,29 @@ def _table_rows(
 
 
 def column_values(column: Any, where: str, row: int, how: Reading) -> list[Any]:
-    """A column of a table as Python values, texts checked; `row` is that of the first, counted from 1."""
+    """A column of a table as Python values, texts and lists of them checked; `row` is that of the first, from 1."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if not any(is_text(column.type) for is_text in _TEXT_TYPES):
-        return column.to_pylist()
     # Arrow does not check that strings are UTF-8, and converting a bad one raises without saying where
-    cells = column.cast(pa.large_binary()).to_pylist()
-    texts = (None if c is None else (c, r) for r, c in enumerate(cells, row))
-    return [t and decode(t[0], where, t[1], repair=how.repair, counts=how.counts) for t in texts]
+    if _is_text(column.type):
+        cells = column.cast(pa.large_binary()).to_pylist()
+        return [_text(cell, where, at, how) for at, cell in enumerate(cells, row)]
+    if _is_list(column.type) and _is_text(column.type.value_type):
+        lists = column.cast(pa.large_list(pa.large_binary())).to_pylist()
+        return [cells and [_text(cell, where, at, how) for cell in cells] for at, cells in enumerate(lists, row)]
+    return column.to_pylist()
+
+
+def _is_text(kind: Any) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_list(kind: Any) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _text(cell: bytes | None, where: str, row: int, how: Reading) -> str | None:
+    return None if cell is None else decode(cell, where, row, repair=how.repair, counts=how.counts)
 
 
 def text_of(row: Row, source: Source, column: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from pipeline.targets import shown
+
 TEMPLATE = Path(__file__).with_name("report.html")
 
 RIVALS = {
@@ -19,6 +21,9 @@ RIVALS = {
 }
 """What scores.json calls a rival -> what a person calls it."""
 
+MOST_FREQUENT_SET = "the most frequent set of classes"
+"""What the majority is called where a text may have several classes."""
+
 NONE = "\N{EN DASH}"
 
 OURS = "this classifier"
@@ -26,11 +31,14 @@ OURS = "this classifier"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the classifier says of one text. `confidence` is the probability of `predicted`, as served."""
+    """What the classifier says of one text. `confidence` is the probability of `predicted`, as served.
+
+    `label` and `predicted` are a class each, or lists of them where a text may have several.
+    """
 
     text: str
-    label: str
-    predicted: str
+    label: str | Sequence[str]
+    predicted: str | Sequence[str]
     confidence: float
 
 
@@ -57,6 +65,7 @@ def render(
     rows = headline_rows(scores)
     return _template().render(
         scores=scores,
+        multi_label=is_of_several(scores),
         about=about,
         rows=[{**row, **_place(row, rows)} for row in rows],
         verdicts=verdicts(scores),
@@ -64,6 +73,11 @@ def render(
         mistakes=mistakes,
         pictures=pictures,
     )
+
+
+def is_of_several(scores: Mapping[str, Any]) -> bool:
+    """Whether the scores are of a classifier that may give a text several classes, or none."""
+    return scores.get("multi_label", False)
 
 
 def rivals(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -75,7 +89,8 @@ def rivals(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def headline_rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`{name, accuracy, accuracy_ci, macro_f1, macro_f1_ci}` of the classifier and of every rival that was measured."""
     columns = ("accuracy", "accuracy_ci", "macro_f1", "macro_f1_ci")
-    everyone = {OURS: scores, **{RIVALS[key]: rival for key, rival in rivals(scores).items()}}
+    names = RIVALS | ({"majority": MOST_FREQUENT_SET} if is_of_several(scores) else {})
+    everyone = {OURS: scores, **{names[key]: rival for key, rival in rivals(scores).items()}}
     return [{"name": name, **{c: row[c] for c in columns}} for name, row in everyone.items()]
 
 
@@ -122,6 +137,7 @@ def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = _data_uri
     environment.filters["ratio"] = _ratio
+    environment.filters["label"] = lambda label: shown(label) or NONE
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     environment.filters["count"] = "{:,}".format
     environment.filters["interval"] = lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}"

@@ -1,13 +1,12 @@
 """Which split a labelled text belongs to: said by a column, or drawn by its hash, so that equal texts stay together."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from pipeline.errors import DataError
+from pipeline.targets import Targets
 from pipeline.text import unit_hash
 
 SplitName = Literal["train", "validation", "test"]
@@ -23,22 +22,32 @@ NAMES: dict[str, SplitName] = {
 }
 """What a split column may say, in any case of letters."""
 
+NO_CLASS = ""
+"""What rows without a class count as; no class has this name."""
+
 
 class Example(NamedTuple):
-    """A labelled text. `split` is what the split column says, `where` the file and line it comes from."""
+    """A labelled text. `split` is what the split column says, `where` the file and line it comes from.
+
+    `label` is its class or, where a text may have several, a tuple of them.
+    """
 
     text: str
-    label: str
+    label: str | tuple[str, ...]
     split: str
     where: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return (self.label,) if isinstance(self.label, str) else self.label
 
 
 @dataclass(frozen=True)
 class LabelledSplit:
-    """Texts, and the number of each one's class: int64 [n], an index into `Labels.names`."""
+    """Texts, and the classes of each, as places in `Labels.names`."""
 
     texts: list[str]
-    targets: np.ndarray
+    targets: Targets
 
 
 Splits = dict[SplitName, list[Example]]
@@ -57,13 +66,18 @@ def by_column(examples: Sequence[Example], column: str) -> Splits:
 
 
 def _check_known(splits: Splits) -> None:
-    known = {example.label for example in splits["train"]}
-    unknown = (row for row in [*splits["validation"], *splits["test"]] if row.label not in known)
-    if row := next(unknown, None):
+    known = _classes(splits["train"])
+    measured = [*splits["validation"], *splits["test"]]
+    unknown = ((row, name) for row in measured for name in row.classes if name not in known)
+    for row, name in unknown:
         raise DataError(
-            f"{row.where}: the class {row.label!r} of this {row.split} row is in no train row, "
+            f"{row.where}: the class {name!r} of this {row.split} row is in no train row, "
             "so it cannot be learned. Add train rows of it, or leave the row out"
         )
+
+
+def _classes(examples: Iterable[Example]) -> set[str]:
+    return {name for example in examples for name in example.classes}
 
 
 def by_fractions(examples: Sequence[Example], fractions: tuple[float, float, float], seed: int) -> Splits:
@@ -91,20 +105,25 @@ def carve_validation(splits: Splits, fraction: float, seed: int) -> Splits:
 
 
 def few_of_each(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
-    """At most so many examples of each class, in their order; a larger number keeps those of a smaller one."""
-    taken: Counter[str] = Counter()
+    """At most so many examples of each class, in their order; a larger number keeps those of a smaller one.
+
+    Where a text may have several classes, the first `most` of each, in the order of a hash, so that a class may get
+    more by the rows that it shares with others; rows without a class count as a class of their own.
+    """
+    met: Counter[str] = Counter()
     chosen: set[int] = set()
     for i in sorted(range(len(examples)), key=lambda i: unit_hash(examples[i].text, f"few {seed}")):
-        if taken[examples[i].label] < most:
-            taken[examples[i].label] += 1
+        classes = examples[i].classes or (NO_CLASS,)
+        if any(met[name] < most for name in classes):
             chosen.add(i)
+        met.update(classes)
     return [example for i, example in enumerate(examples) if i in chosen]
 
 
 def _divide(examples: Sequence[Example], split_of: Mapping[str, SplitName]) -> Splits:
     """Examples by the split of their text, after every text of a class that train would lack has gone to train."""
-    known = {example.label for example in examples if split_of[example.text] == "train"}
-    moved = {example.text for example in examples if example.label not in known}
+    known = _classes(example for example in examples if split_of[example.text] == "train")
+    moved = {example.text for example in examples if not known.issuperset(example.classes)}
     splits: Splits = {"train": [], "validation": [], "test": []}
     for example in examples:
         splits["train" if example.text in moved else split_of[example.text]].append(example)

@@ -15,6 +15,12 @@ from pipeline.faults import fault_point
 GROUP_BYTES = 4 << 20
 PART_BYTES = 64 << 20
 _TEXT = pa.schema([("text", pa.string())])
+_LISTS = pa.list_(pa.string())
+
+
+def lists_of_texts(values: Sequence[Sequence[str]]) -> pa.Array:
+    """A column of lists, also where there are no rows, or nothing is in any."""
+    return pa.array(values, _LISTS)
 
 
 def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:

@@ -36,6 +36,11 @@ class LoadedClassifier:
     labels: list[str]
     windows: Windows = ONE_WINDOW
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether it may give a text several labels, or none."""
+        return self.model.head.multi_label
+
 
 @dataclass(frozen=True)
 class LanguageModelFiles:
@@ -58,7 +63,8 @@ class ClassifierFiles:
     def load(self) -> LoadedClassifier:
         record = _record(self.path)
         body = Decoder(ModelConfig(**record["model"]))
-        model = Classifier(body, len(record["labels"]), record["pooling"])
+        multi_label = record.get("multi_label", False)
+        model = Classifier(body, len(record["labels"]), record["pooling"], multi_label=multi_label)
         _fill(model, self.path)
         windows = Windows.of(record, body.cfg.seq_len)
         return LoadedClassifier(model, load_tokenizer(self.path / TOKENIZER), record["labels"], windows)
@@ -77,9 +83,14 @@ def write_classifier(
     pooling: str,
     tokenizer: Path,
     windows: Windows = ONE_WINDOW,
+    *,
+    multi_label: bool = False,
 ) -> None:
-    """As `write_language_model`, with the names of the labels in the order of the logits."""
-    record = {"model": canonical(cfg), "labels": labels, "pooling": pooling, **windows.record}
+    """As `write_language_model`, with the names of the labels in the order of the logits, and whether they exclude
+    each other (the record says `multi_label` only where they do not).
+    """
+    several = {"multi_label": True} if multi_label else {}
+    record = {"model": canonical(cfg), "labels": labels, "pooling": pooling, **windows.record, **several}
     _write(folder, params, record, tokenizer)
 
 

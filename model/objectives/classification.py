@@ -6,9 +6,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from model.batch import IGNORE, Batch, Loss
 from model.heads import Classifier
-
-SECOND = 0x5851F42D4C957F2D
-"""Turns a row's dropout key into that of its second pass."""
+from model.objectives._readings import document_loss
 
 
 def loss(
@@ -22,33 +20,18 @@ def loss(
 
     With `label_smoothing` e the target is (1 - e) on the label and e spread evenly over all labels (arXiv:1512.00567).
     `class_weights` multiply the loss of each label, `batch.weights` that of each document; the count stays one a
-    document. With `r_drop` and dropout each
-    document is read twice, with different dropout: this is half of equation 4 of R-Drop (arXiv:2106.14448), alpha being
-    `r_drop`, so that it stays the size of one reading's loss.
-    Raises ValueError if the rows do not hold as many documents as there are targets.
+    document. `r_drop` and what is raised are those of `document_loss`.
     """
-    keys = batch.dropout_keys
-    logits = model(batch.tokens, batch.document_ids, dropout_keys=keys).float()
-    if logits.shape[:1] != batch.targets.shape:
-        raise ValueError(
-            f"targets has shape {tuple(batch.targets.shape)} but the rows hold {logits.shape[0]} documents; "
-            "give one label per run of document_ids, in row-major order"
-        )
-    weights = None if class_weights is None else class_weights.to(logits.device)
-    counted = batch.targets != IGNORE
 
     def entropy(logits: Float[Tensor, "n_documents n_labels"]) -> Tensor:
+        weights = None if class_weights is None else class_weights.to(logits.device)
         reduction = "sum" if batch.weights is None else "none"
         losses = cross_entropy(
             logits, batch.targets, weights, reduction=reduction, ignore_index=IGNORE, label_smoothing=label_smoothing
         )
         return losses if batch.weights is None else (losses * batch.weights).sum()
 
-    if not r_drop or keys is None:
-        return Loss(entropy(logits), counted.sum())
-    again = model(batch.tokens, batch.document_ids, dropout_keys=keys ^ SECOND).float()
-    apart = divergence(logits[counted], again[counted], None if batch.weights is None else batch.weights[counted])
-    return Loss((entropy(logits) + entropy(again) + r_drop * apart / 2) / 2, counted.sum())
+    return document_loss(model, batch, batch.targets != IGNORE, entropy, divergence, r_drop)
 
 
 def divergence(

@@ -63,6 +63,7 @@ def write(folder: Path, subject: Subject) -> None:
     writer.close()
     record = {
         "labels": labels,
+        **({"multi_label": True} if model.head.multi_label else {}),
         CALIBRATION: subject.temperature,
         "seq_len": model.cfg.seq_len,
         **subject.loaded.windows.record,

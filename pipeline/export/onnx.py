@@ -41,7 +41,10 @@ def refusal(cfg: ModelConfig, pooling: str) -> str | None:
 def write(folder: Path, subject: Subject) -> None:
     model, labels, windows = subject.loaded.model, subject.loaded.labels, subject.loaded.windows
     params = dict(model.named_parameters())
-    write_classifier(folder, params, model.cfg, labels, model.head.pooling, subject.tokenizer, windows)
+    several = model.head.multi_label
+    write_classifier(
+        folder, params, model.cfg, labels, model.head.pooling, subject.tokenizer, windows, multi_label=several
+    )
     record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     asked = {"inputs": list(INPUTS), "padding_id": special_ids(subject.loaded.tokenizer).pad}
     record = {**record, CALIBRATION: subject.temperature, "graph": asked}

@@ -20,16 +20,19 @@ from pipeline.classify import probabilities
 from pipeline.contamination import Place, Suspects
 from pipeline.engine import pick_device
 from pipeline.identity import added
-from pipeline.labelling import Labelling, Probabilities, rounded
+from pipeline.labelling import Labelling, rounded
 from pipeline.speed import Clock, latency
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.corpus import Corpus
 from pipeline.stages.labels import Labels
+from pipeline.targets import Probabilities
 from pipeline.weights import ClassifierFiles, LoadedClassifier
 
 TEXTS_PER_TASK = 2048
 WAVE = 16
 """Tasks that are given out at a time, at least; progress is told between two waves."""
+MEASURED = ("accuracy", "macro_f1", "micro_f1", "ece", "log_loss", "brier")
+"""What of scores.json runs are compared by; micro_f1 is there where a text may have several classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +125,7 @@ class Evaluate(Stage[Evaluation]):
         random_init = None
         if self.random_init is not None:
             table = _probabilities(ctx, ctx.open(self.random_init), test.texts)
-            random_init = self._compared(ours, table.argmax(axis=1))
+            random_init = self._compared(ours, Labelling.of_probabilities(ours.targets, table).predicted)
         learned_from = np.concatenate([train.targets, validation.targets])
         return {
             "baseline": linear[0] if linear else None,
@@ -135,7 +138,7 @@ class Evaluate(Stage[Evaluation]):
         """Accuracy and macro-F1 of every seed, the exported one first, with their mean and standard deviation."""
         test = labels.split("test")
         tables = (_probabilities(ctx, ctx.open(repeat), test.texts) for repeat in self.repeats)
-        others = [Labelling(ours.targets, table.argmax(axis=1), ours.n_labels) for table in tables]
+        others = [Labelling.of_probabilities(ours.targets, table) for table in tables]
         return {
             "accuracy": spread([labelling.accuracy for labelling in (ours, *others)]),
             "macro_f1": spread([labelling.macro_f1 for labelling in (ours, *others)]),
@@ -150,7 +153,7 @@ class Evaluate(Stage[Evaluation]):
         known = [*labels.split("train").texts, *labels.split("validation").texts]
         suspects = Suspects(
             texts=answers.texts,
-            labels=[answers.names[target] for target in answers.targets],
+            labels=answers.labels,
             slicing=answers.slicing(self.config.bootstrap, self.seed),
         )
         with clock.time("contamination"):
@@ -221,7 +224,7 @@ def _speed(clock: Clock, answers: Answers, loaded: LoadedClassifier) -> dict[str
 
 def _note(ctx: Context, record: dict[str, Any], speed: dict[str, float]) -> None:
     """What stands beside the artifact: the numbers by which runs are compared, and how fast it went."""
-    whole = {f"test/{name}": record[name] for name in ("accuracy", "macro_f1", "ece", "log_loss", "brier")}
+    whole = {f"test/{name}": record[name] for name in MEASURED if name in record}
     areas = {f"test/{name}": record[name] for name in ("roc_auc", "average_precision") if record[name] is not None}
     calibrated = {f"test/calibrated_{name}": value for name, value in record["calibrated"].items()}
     rivals = {f"{name}/{kind}": rival[kind] for name, rival in _named(record) for kind in ("accuracy", "macro_f1")}

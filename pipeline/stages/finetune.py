@@ -13,18 +13,19 @@ from annotated_types import Ge, Gt, Le, Lt
 from model.config import ModelConfig
 from model.heads import Classifier, LanguageModel, swap_head
 from model.init import initialize
-from model.objectives import classification
+from model.objectives import classification, multi_label
 from pipeline import checkpoint, lora
 from pipeline.batches import LabelledSampling
 from pipeline.classify import document_probabilities, tokenize_windows
 from pipeline.engine import Engine
 from pipeline.errors import UsageError
 from pipeline.identity import added
-from pipeline.metrics import Labelling
+from pipeline.labelling import Labelling
 from pipeline.precision import resolve
 from pipeline.stage import Context, RankContext, Resources, Stage
 from pipeline.stages.labels import Labels
 from pipeline.stages.tokenizer import TokenizerFile
+from pipeline.targets import Targets, is_multi_label
 from pipeline.training import TrainingConfig, TrainingRun, prepare_process
 from pipeline.weights import ClassifierFiles, LanguageModelFiles, write_classifier
 from pipeline.windows import ONE_WINDOW, Windows, loss_weights
@@ -64,9 +65,9 @@ class FinetuneConfig(TrainingConfig):
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout while fine-tuning."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the target that is spread evenly over all labels."""
+    """Share of the target that is spread evenly over all labels; with multi_label, over a label and its absence."""
     class_weights: Literal["none", "balanced"] = added("none")
-    """balanced: each class counts alike, however many texts it has."""
+    """balanced: each class counts alike, however many texts it has; with multi_label, as much as its absence."""
     r_drop: Annotated[float, Ge(0)] = added(0.0)
     """Weight of the difference between two passes with different dropout (R-Drop), which takes twice the time."""
     layer_lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -114,11 +115,20 @@ class Finetune(Stage[ClassifierFiles]):
         ctx.on_ranks(self.train)
         best = checkpoint.newest(ctx.store.shelf(ctx.kind, ctx.key, BEST))
         assert best is not None, "every epoch is examined, and the first one is the best so far"
-        names, tokenizer = ctx.open(self.labels).names, ctx.open(self.tokenizer).file
+        labels, tokenizer = ctx.open(self.labels), ctx.open(self.tokenizer).file
         params = best.state.params
         if self.config.method == "lora":
-            params = lora.merged(self._classifier(ctx, len(names)), params)
-        write_classifier(ctx.out, params, self.shape, names, self.config.pooling, tokenizer, self.config.reading)
+            params = lora.merged(self._classifier(ctx, labels), params)
+        write_classifier(
+            ctx.out,
+            params,
+            self.shape,
+            labels.names,
+            self.config.pooling,
+            tokenizer,
+            self.config.reading,
+            multi_label=labels.multi_label,
+        )
         score = best.extra["history"][-1]
         ctx.notes["metrics"] = {"val/macro_f1": score["macro_f1"], "val/accuracy": score["accuracy"]}
         ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
@@ -130,7 +140,7 @@ class Finetune(Stage[ClassifierFiles]):
         prepare_process(ctx.cpus)
         labels, tokenizer = ctx.open(self.labels), ctx.open(self.tokenizer)
         sampling, exam = self._data(labels, tokenizer.load())
-        classifier = self._classifier(ctx, len(labels.names))
+        classifier = self._classifier(ctx, labels)
         with TrainingRun(
             ctx,
             self.config,
@@ -149,7 +159,7 @@ class Finetune(Stage[ClassifierFiles]):
         counts = [len(text) for text in texts]
         sampling = LabelledSampling(
             documents=[window for text in texts for window in text],
-            targets=np.repeat(train_split.targets, counts),
+            targets=np.repeat(train_split.targets, counts, axis=0),
             weights=loss_weights(counts),
             seq_len=seq_len,
             documents_per_step=self.config.batch_size,
@@ -170,7 +180,7 @@ class Finetune(Stage[ClassifierFiles]):
             seq_len=cfg.seq_len or self.model.seq_len,
         )
 
-    def _classifier(self, ctx: RankContext, n_labels: int) -> Classifier:
+    def _classifier(self, ctx: RankContext, labels: Labels) -> Classifier:
         """The base model, or random weights in its place, with a classification head."""
         cfg = self.config
         language_model = LanguageModel(replace(self.shape, activation_checkpointing=cfg.activation_checkpointing))
@@ -178,7 +188,9 @@ class Finetune(Stage[ClassifierFiles]):
             initialize(language_model, self.seed)
         else:
             language_model.load_state_dict(ctx.open(self.base).load().model.state_dict())
-        classifier = swap_head(language_model, n_labels, cfg.pooling, self.seed)
+        classifier = swap_head(
+            language_model, len(labels.names), cfg.pooling, self.seed, multi_label=labels.multi_label
+        )
         if cfg.method == "lora":
             lora.add(classifier, cfg.lora_rank, cfg.lora_alpha, self.seed)
             classifier.head.requires_grad_()
@@ -187,12 +199,10 @@ class Finetune(Stage[ClassifierFiles]):
         return classifier
 
     def _objective(self, sampling: LabelledSampling) -> Callable[..., Any]:
-        cfg = self.config
-        balanced = cfg.class_weights == "balanced"
-        weights = balanced_weights(sampling.targets, sampling.weights) if balanced else None
-        return partial(
-            classification.loss, label_smoothing=cfg.label_smoothing, class_weights=weights, r_drop=cfg.r_drop
-        )
+        cfg, targets = self.config, sampling.targets
+        loss = multi_label.loss if is_multi_label(targets) else classification.loss
+        weights = balanced_weights(targets, sampling.weights) if cfg.class_weights == "balanced" else None
+        return partial(loss, label_smoothing=cfg.label_smoothing, class_weights=weights, r_drop=cfg.r_drop)
 
     def _fit(self, ctx: RankContext, training: TrainingRun, sampling: LabelledSampling, exam: "Exam") -> None:
         """Train epoch by epoch until validation stops getting better."""
@@ -223,7 +233,7 @@ class Exam:
     """The validation texts, as the token ids of their windows, with their labels."""
 
     documents: list[list[np.ndarray]]
-    targets: np.ndarray
+    targets: Targets
 
     def score(self, engine: Engine, precision: str) -> dict[str, float]:
         chosen = resolve(precision, engine.device)
@@ -235,12 +245,19 @@ class Exam:
             world_size=engine.world_size,
         )
         table = engine.sum(torch.from_numpy(engine.forward(share)).to(engine.device)).cpu().numpy()
-        labelling = Labelling(self.targets, table.argmax(axis=1), table.shape[1])
+        labelling = Labelling.of_probabilities(self.targets, table)
         return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy}
 
 
-def balanced_weights(targets: np.ndarray, weights: np.ndarray | None = None) -> torch.Tensor:
-    """float32 [n_labels], inverse to the rows of each class, which count `weights`, so that the mean over all is 1."""
+def balanced_weights(targets: Targets, weights: np.ndarray | None = None) -> torch.Tensor:
+    """float32 [n_labels], inverse to the rows of each class, which count `weights`, so that the mean over all is 1.
+
+    Where a row may have several classes, the rows without each over those with it, so that either weigh the same.
+    """
+    if is_multi_label(targets):
+        rows = np.ones(len(targets)) if weights is None else weights
+        there = rows @ targets
+        return torch.tensor(np.maximum(rows.sum() - there, 1) / there, dtype=torch.float32)
     counts = np.bincount(targets, weights)
     return torch.tensor(len(targets) / (len(counts) * counts), dtype=torch.float32)
 

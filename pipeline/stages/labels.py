@@ -5,15 +5,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import isclose, isnan
+from math import isclose
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pyarrow.parquet as pq
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Lt, MinLen
 
-from pipeline import sources
+from pipeline import sources, targets
+from pipeline.classes import SEPARATOR, class_name, class_names
 from pipeline.errors import DataError
 from pipeline.identity import added, knob
 from pipeline.readers import Reading, Row, read_rows, text_of
@@ -28,7 +28,7 @@ from pipeline.splitting import (
     few_of_each,
 )
 from pipeline.stage import Context, Stage
-from pipeline.tables import write_table
+from pipeline.tables import lists_of_texts, write_table
 from pipeline.text import normalise
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -45,16 +45,24 @@ class LabelsConfig:
     """The field or column that holds the text."""
     label: str = "label"
     """The field or column that holds the class. Classes are strings, whatever they look like."""
+    multi_label: bool = added(False)
+    """A text may have several classes, or none: `label` holds a list of them, or a string, where blank is none."""
+    separator: Annotated[str, MinLen(1)] = added(SEPARATOR)
+    """What stands between the classes in such a string."""
     split: str | tuple[float, float, float] = (0.8, 0.1, 0.1)
     """The column that says train, validation or test; or the fractions of these three, drawn by a hash of the text."""
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
     """The part of train used for validation where no validation rows are given."""
     train_per_class: Annotated[int, Ge(1)] | None = added(None)
-    """At most so many training rows of each class, drawn by a hash of their text; null is all. For learning curves."""
+    """At most so many training rows of each class, drawn by a hash of their text; null is all. For learning curves.
+
+    With multi_label the first so many of each: a class that others' rows also have gets more."""
     invalid_utf8: Literal["refuse", "repair"] = "refuse"
     """Stop at bytes that are not UTF-8, or put U+FFFD in their place and count them."""
 
     def __post_init__(self) -> None:
+        if self.separator != SEPARATOR and not self.multi_label:
+            raise ValueError(f"separator={self.separator!r} is of use with multi_label alone; set that to true")
         if isinstance(self.split, str):
             return
         train, validation, test = self.split
@@ -67,7 +75,7 @@ class LabelsConfig:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled text on disk: one parquet file a split, with columns `text` and `label`."""
+    """Labelled text on disk: one parquet file a split, with columns `text` and `label`, a class or a list of them."""
 
     path: Path
 
@@ -78,15 +86,19 @@ class Labels:
 
     @cached_property
     def counts(self) -> dict[str, Any]:
-        """What `labels.json` holds: names, and rows by split and class."""
+        """What `labels.json` holds: names, and rows by split and class; `multi_label` where that is true."""
         return json.loads((self.path / "labels.json").read_text())
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have several classes, or none."""
+        return self.counts.get("multi_label", False)
 
     def split(self, name: SplitName) -> LabelledSplit:
         """One split, in the order of the source."""
         table = pq.read_table(self.path / f"{name}.parquet")
-        number = {label: i for i, label in enumerate(self.names)}
-        targets = np.array([number[label] for label in table.column("label").to_pylist()], dtype=np.int64)
-        return LabelledSplit(table.column("text").to_pylist(), targets)
+        encoded = targets.encode(table.column("label").to_pylist(), self.names, multi_label=self.multi_label)
+        return LabelledSplit(table.column("text").to_pylist(), encoded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +116,16 @@ class LabelsStage(Stage[Labels]):
         counts: Counter[str] = Counter()
         examples = list(_examples(self.config, ctx, counts))
         sources.check_unchanged(self.config.path, digest)
-        names = sorted({example.label for example in examples})
+        names = sorted({name for example in examples for name in example.classes})
         _check_classes(self.config, names)
+        if self.config.multi_label:
+            _check_several(self.config, examples, counts)
         splits = _split(self.config, self.seed, examples, counts)
-        _write(ctx.out, splits, names)
+        _write(ctx.out, splits, names, multi_label=self.config.multi_label)
         ctx.notes["metrics"] = _metrics(splits, names, counts)
         rows = " / ".join(f"{len(chosen):,}" for chosen in splits.values())
-        ctx.notes["headline"] = f"{len(names)} classes, {rows} texts ({' / '.join(splits)})"
+        doubt = "" if self.config.multi_label else _doubt(names)
+        ctx.notes["headline"] = f"{len(names)} classes, {rows} texts ({' / '.join(splits)}){doubt}"
         ctx.notes["duplicates_across_splits"] = counts["duplicates_across_splits"]
         ctx.notes["datasets"] = [sources.described(self.config.path, digest, "labels")]
 
@@ -131,6 +146,7 @@ def _examples(config: LabelsConfig, ctx: Context, counts: "Counter[str]") -> Ite
             if counts["read"] % PROGRESS_EVERY == 0:
                 ctx.tracker.progress(counts["bytes_read"], total, f"{counts['read']:,} rows")
             example = _example(config, source, row)
+            counts["lists"] += isinstance(row.values[1], list)
             counts["blank"] += not example
             if example:
                 yield example
@@ -141,20 +157,10 @@ def _example(config: LabelsConfig, source: Source, row: Row) -> Example | None:
     """A row as an example; None if its text is blank."""
     where = f"{source.path}:{row.line}"
     text = normalise(text_of(row, source, config.text))
-    label = class_name(row.values[1], f"{where}: {config.label}")
+    at = f"{where}: {config.label}"
+    label = class_names(row.values[1], at, config.separator) if config.multi_label else class_name(row.values[1], at)
     split = str(row.values[2]) if len(row.values) > 2 else ""
     return Example(text, label, split, where) if text.strip() else None
-
-
-def class_name(value: object, where: str) -> str:
-    """A class as a string: yes, no, 1 and 0 are names like any other. Raises DataError where there is none."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None or (isinstance(value, float) and isnan(value)) or not str(value).strip():
-        raise DataError(f"{where} is {value!r}: this row has no class. Give it one, or leave the row out")
-    if not isinstance(value, str | int | float):
-        raise DataError(f"{where} is {value!r:.60}: not a class. Give a string or a whole number")
-    return str(value).strip()
 
 
 def _check_classes(config: LabelsConfig, names: list[str]) -> None:
@@ -162,7 +168,28 @@ def _check_classes(config: LabelsConfig, names: list[str]) -> None:
     if not names:
         raise DataError(f"{where}: no labelled text in it. Give rows with {config.text!r} and {config.label!r}")
     if len(names) == 1:
-        raise DataError(f"{where}: every row has the class {names[0]!r}. A classifier needs two or more")
+        which = "no class but" if config.multi_label else "the class"
+        raise DataError(f"{where}: every row has {which} {names[0]!r}. A classifier needs two or more")
+
+
+def _check_several(config: LabelsConfig, examples: list[Example], counts: "Counter[str]") -> None:
+    """Raises DataError where the strings of a file look like one class each."""
+    if counts["lists"] or any(len(example.classes) != 1 for example in examples):
+        return
+    raise DataError(
+        f"{examples[0].where}: {config.label} is {examples[0].classes[0]!r:.60}, one class, and so it is in all "
+        f"{len(examples):,} rows. Set labels.multi_label to false, or labels.separator to what stands between classes "
+        f"(it is {config.separator!r})"
+    )
+
+
+def _doubt(names: list[str]) -> str:
+    """What to say where classes look like several others in one string."""
+    known = set(names)
+    joined = [
+        name for name in names if SEPARATOR in name and known.issuperset(part.strip() for part in name.split(SEPARATOR))
+    ]
+    return f"; {joined[0]!r} looks like several classes: is labels.multi_label meant?" if joined else ""
 
 
 def _split(
@@ -194,13 +221,15 @@ def _repeats(splits: Mapping[SplitName, list[Example]]) -> dict[str, int]:
     }
 
 
-def _write(out: Path, splits: Mapping[SplitName, list[Example]], names: list[str]) -> None:
+def _write(out: Path, splits: Mapping[SplitName, list[Example]], names: list[str], *, multi_label: bool) -> None:
     record: dict[str, Any] = {"names": names, "rows": {}, "classes": {}}
+    record |= {"multi_label": True} if multi_label else {}
     for split in SPLITS:
-        labels = [example.label for example in splits[split]]
-        write_table(out / f"{split}.parquet", {"text": [example.text for example in splits[split]], "label": labels})
+        labels: Any = [example.label for example in splits[split]]
+        column = lists_of_texts(labels) if multi_label else labels
+        write_table(out / f"{split}.parquet", {"text": [example.text for example in splits[split]], "label": column})
         record["rows"][split] = len(labels)
-        record["classes"][split] = dict(Counter(labels))
+        record["classes"][split] = dict(Counter(name for example in splits[split] for name in example.classes))
     (out / "labels.json").write_text(json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 

@@ -76,6 +76,6 @@ def test_mlflow_cuts_a_text_as_we_do(seq_len: int, count: int, overlap: int, n: 
         return
     registered = TextClassifier()
     noted = {"count": windows.count, "overlap": windows.overlap}
-    registered.network = Network(lambda ids, mask: ids, LABELS, seq_len, 0, noted)
+    registered.network = Network(lambda ids, mask: ids, LABELS, seq_len, 0, noted, multi_label=False)
     text = np.arange(n + 2, dtype=np.int32)
     assert registered._windows(text.tolist()) == [ids.tolist() for ids in windows.cut(text, seq_len)]

@@ -30,6 +30,15 @@ def classifier(**changes) -> Classifier:
     return swap_head(language_model(**changes), 3, "last", seed=0)
 
 
+def several_labels_batch() -> Batch:
+    targets = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0], [IGNORE] * 3, [1, 1, 1]])
+    return Batch(tokens(2, 8), targets, PACKING, torch.tensor([1, 2]))
+
+
+def several_labels(**changes) -> Classifier:
+    return swap_head(language_model(**changes), 3, "last", seed=0, multi_label=True)
+
+
 def both_ways(**changes) -> LanguageModel:
     return language_model(causal=False, **changes)
 
@@ -39,7 +48,14 @@ CASES = {
     "masked": (both_ways, language_batch),
     "masked_next_token": (both_ways, language_batch),
     "classification": (classifier, label_batch),
+    "multi_label": (several_labels, several_labels_batch),
 }
+
+
+def counted(name: str, targets: torch.Tensor) -> int:
+    """Targets that count; a document with several labels is one."""
+    asked = targets != IGNORE
+    return int((asked.all(dim=1) if name == "multi_label" else asked).sum())
 
 
 @pytest.mark.parametrize("name", variants.names("model.objectives"))
@@ -51,7 +67,7 @@ def test_an_objective_answers_a_float32_sum_and_a_count_and_is_differentiable(na
         loss = objective(name)(model, make_batch())
     loss.sum.backward()
     assert loss.sum.dtype == torch.float32
-    assert loss.count == (make_batch().targets != IGNORE).sum()
+    assert loss.count == counted(name, make_batch().targets)
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 

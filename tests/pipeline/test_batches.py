@@ -177,6 +177,22 @@ def test_weights_stay_with_their_documents(n: int, micro: int, world: int):
                 assert batch.weights.tolist() == (batch.targets / 4).tolist()  # a toy document's target is its number
 
 
+@settings(max_examples=20)
+@given(n=st.integers(1, 12), world=st.integers(1, 4))
+def test_several_labels_a_document_stay_with_it_and_a_spare_rank_asks_for_none(n: int, world: int):
+    targets = (np.arange(n)[:, None] >> np.arange(4)) & 1  # the number of the document, in bits
+    source, seen = labelled(n, targets=targets), []
+    for step in range(source.steps_per_epoch):
+        for rank in range(world):
+            for batch in source.step(step, rank=rank, world_size=world).micro_batches:
+                assert batch.targets.shape[1:] == (4,)
+                if (batch.targets != IGNORE).all():
+                    seen += (batch.targets.numpy() @ (1 << np.arange(4))).tolist()
+                else:
+                    assert (batch.targets == IGNORE).all()
+    assert sorted(seen) == list(range(n))
+
+
 def test_dropout_keys_differ_by_row_and_step():
     keys = np.concatenate([batches.row_keys(0, step, 8) for step in range(8)])
     assert len(set(keys.tolist())) == 64

@@ -21,7 +21,13 @@ WORDS = ["the cat sat on the mat", "a dog ran over the hill and far away", "why 
 
 
 def classifier_folder(
-    folder: Path, *, pooling: str = "last", seed: int = 0, windows: Windows = ONE_WINDOW, **shape: Any
+    folder: Path,
+    *,
+    pooling: str = "last",
+    seed: int = 0,
+    windows: Windows = ONE_WINDOW,
+    multi_label: bool = False,
+    **shape: Any,
 ) -> Path:
     """A classifier artifact: weights large enough for the logits to depend on what is read."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +45,8 @@ def classifier_folder(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6.0 if parameter.ndim > 1 else 1.0)
-    write_classifier(folder, dict(model.named_parameters()), cfg, LABELS, pooling, folder / "trained.json", windows)
+    params, trained = dict(model.named_parameters()), folder / "trained.json"
+    write_classifier(folder, params, cfg, LABELS, pooling, trained, windows, multi_label=multi_label)
     (folder / "trained.json").unlink()
     return folder
 
