@@ -190,7 +190,7 @@ def texts_with_a_late_word(folder: Path, words: tuple[int, int]) -> Path:
     draw = random.Random(0)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for number in range(480):
+    for number in range(240):
         label = draw.choice(list(SIGNS))
         text = draw.choices(FILLER, k=draw.randint(*words))
         text.insert(draw.randint(-(-2 * len(text) // 3), len(text)), SIGNS[label])
@@ -204,7 +204,7 @@ def texts_with_a_late_word(folder: Path, words: tuple[int, int]) -> Path:
 def finetuning(folder: Path, **changes: object) -> Finetune:
     corpus = CorpusStage(config=CorpusConfig(path=str(folder / "corpus.txt")))
     shape = ModelConfig(vocab_size=300, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=48, seq_len=16)
-    settings = {"lr": 1e-2, "precision": "fp32", "epochs": 8, "patience": 8, "batch_size": 32, "pooling": "mean"}
+    settings = {"lr": 1e-2, "precision": "fp32", "epochs": 6, "patience": 6, "batch_size": 16, "pooling": "mean"}
     return Finetune(
         config=FinetuneConfig(**(settings | changes)),
         model=shape,
@@ -244,7 +244,7 @@ def test_windows_learn_what_only_the_end_of_a_text_tells(late: Path, tmp_path: P
 
 @pytest.mark.parametrize("changes", [{"method": "lora"}, {"r_drop": 0.5, "class_weights": "balanced"}])
 def test_windows_go_with_other_ways_to_fine_tune(late: Path, tmp_path: Path, changes: dict[str, object]):
-    done = built(finetuning(late, windows=4, window_overlap=2, epochs=4, **changes), tmp_path)
+    done = built(finetuning(late, windows=4, window_overlap=2, epochs=5, **changes), tmp_path)
     assert done.notes["metrics"]["val/accuracy"] > 0.8
 
 
@@ -262,7 +262,7 @@ def test_where_every_text_fits_windows_change_no_weight(tmp_path: Path):
 def test_two_ranks_learn_what_one_does_and_read_every_window_once(late: Path, tmp_path: Path):
     from jobs.gang_local import LocalGang
 
-    target = finetuning(late, windows=4, window_overlap=3, epochs=2, dropout=0.0, log_every=1, ledger=True, lr=1e-3)
+    target = finetuning(late, windows=4, window_overlap=3, epochs=1, dropout=0.0, log_every=1, ledger=True, lr=1e-3)
     one = built(target, tmp_path / "one")
     two = built(replace(target, config=replace(target.config, zero_stage=1)), tmp_path / "two", gang=LocalGang(2, 1))
     assert one.key == two.key
@@ -279,14 +279,13 @@ def test_two_ranks_learn_what_one_does_and_read_every_window_once(late: Path, tm
         documents=windows,
         targets=np.zeros(len(windows), dtype=np.int64),
         seq_len=16,
-        documents_per_step=32,
+        documents_per_step=16,
         micro_batch_size=16,
         seed=0,
     )
-    steps = 2 * sampling.steps_per_epoch
     for home in ("one", "two"):
         written = Store(tmp_path / home).journal("finetune", one.key).with_suffix(".ledger")
-        assert ledger.check(written, lambda step: sampling.step(step).sample_ids, steps) == []
+        assert ledger.check(written, lambda step: sampling.step(step).sample_ids, sampling.steps_per_epoch) == []
 
 
 def test_windows_that_share_more_than_they_hold_are_refused_where_it_is_written(tmp_path: Path):
