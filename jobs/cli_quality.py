@@ -21,7 +21,7 @@ MaybeData = Annotated[
     Parameter(help="Labelled texts. Default: the test split that A was evaluated on, if it is in GRISTMILL_HOME."),
 ]
 Text = Annotated[str, Parameter(help="The column that holds the text.")]
-Label = Annotated[str, Parameter(help="The column that holds the class.")]
+Label = Annotated[str, Parameter(help="The column that holds the class, or the classes.")]
 Separator = Annotated[
     str, Parameter(help="What stands between the classes of a text where it may have several, in one string.")
 ]

@@ -72,9 +72,11 @@ class Labelled:
         first = next(name for name in self._classes[rows[0]] if name in unknown)
         others = [name for name in unknown if name != first]
         also = f", nor {_listed(others)}" if others else ""
+        separated = ", or what stands between classes: --separator" if self.multi_label else ""
         return (
             f"{self.places[rows[0]]}: {model} does not know the class {first!r}{also} ({len(rows):,} rows). "
             f"It knows {_listed(names)}. Rename the classes, leave these rows out, or name another column: --label"
+            f"{separated}"
         )
 
 
