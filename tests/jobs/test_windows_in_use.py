@@ -14,7 +14,7 @@ from jobs.predict_files import Order, predict_file
 from jobs.pyfunc_classifier import Network, TextClassifier
 from jobs.scoring import scorer
 from jobs.use import predict
-from pipeline import export
+from pipeline import export, metrics
 from pipeline.classify import probabilities
 from pipeline.weights import ClassifierFiles
 from pipeline.windows import Windows
@@ -22,17 +22,17 @@ from tests.pipeline.toy_export import LABELS, classifier_folder, subject_of
 
 TEMPERATURE = 1.7
 TEXTS = ["the cat sat", "the cat sat on the mat and " * 9, "", "<|eos|> a dog", "a dog ran " * 90, "why is it so " * 7]
-FORMATS = {"hf": "last", "onnx": "attention"}
-"""Formats that are registered, and the pooling of the classifier in it."""
+FORMATS = {"hf": {"pooling": "last"}, "onnx": {"pooling": "attention"}, "onnx-several": {"multi_label": True}}
+"""Formats that are registered, and what kind of classifier is in it."""
 
 
 @pytest.fixture(scope="module", params=FORMATS)
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier before calibration, in a folder beside its export."""
-    root = tmp_path_factory.mktemp(request.param)
-    files = classifier_folder(root / "artifact", pooling=FORMATS[request.param], n_layers=1, windows=Windows(3, 4))
+    root, kind = tmp_path_factory.mktemp(request.param), FORMATS[request.param]
+    files = classifier_folder(root / "artifact", n_layers=1, windows=Windows(3, 4), **kind)
     (root / "export").mkdir()
-    export.load(request.param).write(root / "export", subject_of(files, TEMPERATURE)[0])
+    export.load(request.param.removesuffix("-several")).write(root / "export", subject_of(files, TEMPERATURE)[0])
     return files
 
 
@@ -43,9 +43,10 @@ def folder(artifact: Path) -> str:
 
 @pytest.fixture
 def wanted(artifact: Path) -> np.ndarray:
-    """What an evaluation reports: the softmax of log p over the temperature."""
-    scaled = np.log(probabilities(ClassifierFiles(artifact).load(), TEXTS).astype(np.float64)) / TEMPERATURE
-    return np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
+    """What an evaluation reports: the probabilities of the logits over the temperature."""
+    classifier = ClassifierFiles(artifact).load()
+    table = probabilities(classifier, TEXTS).astype(np.float64)
+    return metrics.with_temperature(table, TEMPERATURE, multi_label=classifier.model.head.multi_label)
 
 
 def rows(predictions: list[Any]) -> np.ndarray:

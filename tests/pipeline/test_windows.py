@@ -24,7 +24,7 @@ from pipeline.runner import Built, build, submit_here
 from pipeline.splitting import LabelledSplit
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.finetune import Finetune, FinetuneConfig, balanced_weights
-from pipeline.stages.labels import LabelsConfig, LabelsStage
+from pipeline.stages.labels import Labels, LabelsConfig, LabelsStage
 from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
 from pipeline.store import Store
 from pipeline.tracking import read_journal
@@ -228,14 +228,32 @@ def late(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return texts_with_a_late_word(tmp_path_factory.mktemp("late"), (30, 50))
 
 
+def labels_of(target: Finetune, home: Path) -> Labels:
+    return target.labels.load(Store(home).path("labels", built(target.labels, home).key))
+
+
+def sampling_of(target: Finetune, home: Path) -> LabelledSampling:
+    tokenizer = target.tokenizer.load(Store(home).path("tokenizer", built(target.tokenizer, home).key))
+    return target._data(labels_of(target, home), tokenizer.load())[0]
+
+
+def test_each_window_is_an_example_with_the_class_of_its_text_and_texts_count_alike(late: Path, tmp_path: Path):
+    sampling = sampling_of(finetuning(late, windows=3), tmp_path)
+    split = labels_of(finetuning(late), tmp_path).split("train")
+    assert len(sampling.documents) > 2 * len(split.texts)
+    assert sampling.weights is not None
+    per_class = np.bincount(sampling.targets, sampling.weights)
+    np.testing.assert_allclose(per_class / per_class.sum(), np.bincount(split.targets) / len(split.texts), rtol=1e-5)
+    assert sampling_of(finetuning(late, windows=1), tmp_path).weights is None
+
+
 def test_windows_learn_what_only_the_end_of_a_text_tells(late: Path, tmp_path: Path):
     accuracy = {}
     for windows in (1, 4):
         target = finetuning(late, windows=windows)
         done = built(target, tmp_path)
-        classifier, home = files_of(target, tmp_path).load(), Store(tmp_path)
-        split = target.labels.load(home.path("labels", built(target.labels, tmp_path).key)).split("validation")
-        table = probabilities(classifier, split.texts)
+        split = labels_of(target, tmp_path).split("validation")
+        table = probabilities(files_of(target, tmp_path).load(), split.texts)
         accuracy[windows] = (table.argmax(axis=1) == split.targets).mean()
         assert accuracy[windows] == pytest.approx(done.notes["metrics"]["val/accuracy"])  # as examined, so used
     assert accuracy[1] < 0.7
@@ -246,6 +264,15 @@ def test_windows_learn_what_only_the_end_of_a_text_tells(late: Path, tmp_path: P
 def test_windows_go_with_other_ways_to_fine_tune(late: Path, tmp_path: Path, changes: dict[str, object]):
     done = built(finetuning(late, windows=4, window_overlap=2, epochs=5, **changes), tmp_path)
     assert done.notes["metrics"]["val/accuracy"] > 0.8
+
+
+def test_windows_go_with_several_classes_a_text(late: Path, tmp_path: Path):
+    rows = [json.loads(line) for line in (late / "late.jsonl").read_text().splitlines()]
+    listed = [json.dumps({**row, "label": [row["label"]]}) for row in rows]
+    (tmp_path / "listed.jsonl").write_text("\n".join(listed))
+    target = finetuning(late, windows=4, window_overlap=2, r_drop=0.5, class_weights="balanced")
+    several = LabelsStage(config=replace(target.labels.config, path=str(tmp_path / "listed.jsonl"), multi_label=True))
+    assert built(replace(target, labels=several), tmp_path).notes["metrics"]["val/accuracy"] > 0.8
 
 
 def test_where_every_text_fits_windows_change_no_weight(tmp_path: Path):
@@ -271,18 +298,7 @@ def test_two_ranks_learn_what_one_does_and_read_every_window_once(late: Path, tm
         for journal in (Store(tmp_path / home).journal("finetune", one.key) for home in ("one", "two"))
     ]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    store = Store(tmp_path / "one")
-    train = target.labels.load(store.path("labels", built(target.labels, tmp_path / "one").key)).split("train")
-    tokenizer = target.tokenizer.load(store.path("tokenizer", built(target.tokenizer, tmp_path / "one").key)).load()
-    windows = [ids for text in tokenize_windows(tokenizer, train.texts, 16, Windows(4, 3)) for ids in text]
-    sampling = LabelledSampling(
-        documents=windows,
-        targets=np.zeros(len(windows), dtype=np.int64),
-        seq_len=16,
-        documents_per_step=16,
-        micro_batch_size=16,
-        seed=0,
-    )
+    sampling = sampling_of(target, tmp_path / "one")
     for home in ("one", "two"):
         written = Store(tmp_path / home).journal("finetune", one.key).with_suffix(".ledger")
         assert ledger.check(written, lambda step: sampling.step(step).sample_ids, sampling.steps_per_epoch) == []
