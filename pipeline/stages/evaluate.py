@@ -28,7 +28,8 @@ from pipeline.stages.labels import Labels
 from pipeline.targets import Probabilities
 from pipeline.weights import ClassifierFiles, LoadedClassifier
 
-TEXTS_PER_TASK = 2048
+TEXTS_PER_TASK = 8192
+"""So many that the seconds in which a process starts are few beside them."""
 WAVE = 16
 """Tasks that are given out at a time, at least; progress is told between two waves."""
 MEASURED = ("accuracy", "macro_f1", "micro_f1", "ece", "log_loss", "brier")
@@ -99,9 +100,8 @@ class Evaluate(Stage[Evaluation]):
     def run(self, ctx: Context) -> None:
         torch.set_num_threads(ctx.cpus)
         labels, clock = ctx.open(self.labels), Clock()
-        classifier = ctx.open(self.classifier)
-        loaded = _ready(classifier)
-        answers = _answers(ctx, classifier, loaded, labels, clock)
+        classifier = Ready.of(ctx.open(self.classifier))
+        answers = _answers(ctx, classifier, labels, clock)
         measured = assessment.measure(answers, resamples=self.config.bootstrap, seed=self.seed)
         record = {
             **measured,
@@ -111,7 +111,7 @@ class Evaluate(Stage[Evaluation]):
         }
         assessment.write(ctx.out, record, answers)
         ctx.notes["datasets"] = [ctx.dataset(self.labels, "test")]
-        _note(ctx, record, _speed(clock, answers, loaded))
+        _note(ctx, record, _speed(clock, answers, classifier.loaded))
 
     def _rivals(self, ctx: Context, labels: Labels, ours: Labelling, clock: Clock) -> dict[str, Any]:
         """What the classifier is compared with: scores and our lead, or None for what was left out."""
@@ -124,7 +124,7 @@ class Evaluate(Stage[Evaluation]):
             linear.append({"name": name, **self._compared(ours, predicted)})
         random_init = None
         if self.random_init is not None:
-            table = _probabilities(ctx, ctx.open(self.random_init), test.texts)
+            table = _probabilities(ctx, Ready.of(ctx.open(self.random_init)), test.texts)
             random_init = self._compared(ours, Labelling.of_probabilities(ours.targets, table).predicted)
         learned_from = np.concatenate([train.targets, validation.targets])
         return {
@@ -137,7 +137,7 @@ class Evaluate(Stage[Evaluation]):
     def _seeds(self, ctx: Context, labels: Labels, ours: Labelling) -> dict[str, Any]:
         """Accuracy and macro-F1 of every seed, the exported one first, with their mean and standard deviation."""
         test = labels.split("test")
-        tables = (_probabilities(ctx, ctx.open(repeat), test.texts) for repeat in self.repeats)
+        tables = (_probabilities(ctx, Ready.of(ctx.open(repeat)), test.texts) for repeat in self.repeats)
         others = [Labelling.of_probabilities(ours.targets, table) for table in tables]
         return {
             "accuracy": spread([labelling.accuracy for labelling in (ours, *others)]),
@@ -170,19 +170,28 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"values": [rounded(v) for v in values], "mean": rounded(mean(values)), "std": rounded(stdev(values))}
 
 
-def _ready(files: ClassifierFiles) -> LoadedClassifier:
-    loaded = files.load()
-    loaded.model.to(pick_device("auto"))
-    return loaded
+@dataclass(frozen=True)
+class Ready:
+    """A classifier where this process computes, and the files that another would load it from."""
+
+    files: ClassifierFiles
+    loaded: LoadedClassifier
+
+    @classmethod
+    def of(cls, files: ClassifierFiles) -> "Ready":
+        loaded = files.load()
+        loaded.model.to(pick_device("auto"))
+        return cls(files, loaded)
 
 
-def _probabilities(ctx: Context, files: ClassifierFiles, texts: list[str]) -> Probabilities:
+def _probabilities(ctx: Context, classifier: Ready, texts: list[str]) -> Probabilities:
     """In float32, as the export computes, so that the scores are of what a user gets. CPUs share out many texts."""
     show = partial(ctx.tracker.progress, text="texts classified")
     if len(texts) <= TEXTS_PER_TASK or pick_device("auto").type != "cpu":
-        return probabilities(_ready(files), texts, precision="fp32", on_progress=show)
+        return probabilities(classifier.loaded, texts, precision="fp32", on_progress=show)
     tables: list[Probabilities] = []
-    pieces = [(files, texts[first : first + TEXTS_PER_TASK]) for first in range(0, len(texts), TEXTS_PER_TASK)]
+    starts = range(0, len(texts), TEXTS_PER_TASK)
+    pieces = [(classifier.files, texts[first : first + TEXTS_PER_TASK]) for first in starts]
     wave = max(WAVE, -(-len(pieces) // 16))
     for first in range(0, len(pieces), wave):
         show(first * TEXTS_PER_TASK, len(texts))
@@ -197,15 +206,15 @@ def classify_piece(piece: tuple[ClassifierFiles, list[str]]) -> Probabilities:
     return probabilities(files.load(), texts, precision="fp32")
 
 
-def _answers(ctx: Context, files: ClassifierFiles, loaded: LoadedClassifier, labels: Labels, clock: Clock) -> Answers:
+def _answers(ctx: Context, classifier: Ready, labels: Labels, clock: Clock) -> Answers:
     """What the classifier says of the test texts, at the temperature that fits the validation texts; without any, 1."""
     test, validation = labels.split("test"), labels.split("validation")
     with clock.time("classifier"):
-        table = _probabilities(ctx, files, test.texts)
+        table = _probabilities(ctx, classifier, test.texts)
     temperature = 1.0
     if validation.texts:
-        temperature = metrics.temperature(validation.targets, _probabilities(ctx, files, validation.texts))
-    return Answers.of(loaded, test, table, temperature)
+        temperature = metrics.temperature(validation.targets, _probabilities(ctx, classifier, validation.texts))
+    return Answers.of(classifier.loaded, test, table, temperature)
 
 
 def _speed(clock: Clock, answers: Answers, loaded: LoadedClassifier) -> dict[str, float]:
