@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from jobs.pace import seconds_left
 from pipeline.runner import Built, Started
 from pipeline.store import Store
 from pipeline.tracking import read_progress
@@ -68,12 +69,13 @@ class RunView:
     def _progress_line(self, event: Started, start: float) -> str:
         elapsed = time.monotonic() - start
         line = f"…      {event.stage.name:<20} {elapsed:6.1f} s"
-        seen = read_progress(self._store.journal(event.stage.kind, event.key))
+        journal = self._store.journal(event.stage.kind, event.key)
+        seen = read_progress(journal)
         if not seen or not seen["total"]:
             return line
         done, total = seen["done"], seen["total"]
-        rate = done / max(elapsed, 1e-9)
-        eta = f"  {(total - done) / rate:4.0f} s left" if done and done < total else ""
+        left = seconds_left(journal, done, total, elapsed)
+        eta = f"  {left:4.0f} s left" if left else ""
         return f"{line}  {done}/{total} ({100 * done // total} %)  {seen['text']}{eta}"
 
     def _tick(self) -> None:

@@ -3,17 +3,16 @@
 import json
 import os
 import re
-import statistics
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from jobs.pace import seconds_left
 from jobs.record import JOB_ID, Record, StageRecord, is_live, list_records, load
 from pipeline.store import Store
 from pipeline.tracking import progress_path, read_progress
@@ -22,8 +21,6 @@ MARK = "::gristmill-status "
 _MARKED = re.compile(rf"{MARK}([^\n]*)\n")
 
 ENDED = ("succeeded", "failed", "cancelled", "preempted", "lost")
-TAIL_BYTES = 64 << 10
-"""How much of the end of a journal is looked at for the pace of a stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,30 +64,9 @@ def _progress(home: Path, stage: StageRecord) -> tuple[int | None, int | None, f
     if not seen or not seen["total"]:
         return None, None, None
     done, total = int(seen["done"]), int(seen["total"])
-    pace = _seconds_a_step(journal) or _seconds_since_start(stage, done)
-    return (
-        done,
-        total,
-        round(pace * (total - done), 1) if pace is not None and progress_path(journal).exists() else None,
-    )
-
-
-def _seconds_a_step(journal: Path) -> float | None:
-    """The usual time from one journalled step to the next: the pauses of restarts and validations do not count."""
-    if not journal.exists():
-        return None
-    with journal.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        lines = file.read().split(b"\n")[1:-1]
-    points = [(point["step"], point["timestamp_ms"]) for point in map(json.loads, lines)]
-    paces = [(t1 - t0) / 1000 / (s1 - s0) for (s0, t0), (s1, t1) in pairwise(points) if s1 > s0]
-    return statistics.median(paces) if paces else None
-
-
-def _seconds_since_start(stage: StageRecord, done: int) -> float | None:
-    if not done or stage.started_ms is None:
-        return None
-    return max(0.0, time.time() - stage.started_ms / 1000) / done
+    elapsed = None if stage.started_ms is None else max(0.0, time.time() - stage.started_ms / 1000)
+    left = seconds_left(journal, done, total, elapsed)
+    return done, total, round(left, 1) if left is not None and progress_path(journal).exists() else None
 
 
 def job_of(record: Record) -> str | None:
