@@ -21,7 +21,10 @@ TIMEOUT_SECONDS = (5.0, 60.0)
 GREETING, GREETING_SECONDS = "/api/version", (5.0, 8.0)
 """What is asked first of all."""
 
-CONNECTIONS, QUICK_SECONDS = 3, 1.0
+CONNECTIONS, PAUSE_SECONDS = 6, 0.25
+"""The first connection is tried so often, with this long between."""
+SILENCE_SECONDS = 3.0
+"""A connection that failed after so long did not break: there was no answer."""
 
 STATES = {"PENDING": "pending", "RUNNING": "running", "SUCCEEDED": "succeeded", "STOPPED": "cancelled"}
 STATE_BY_EXIT_CODE = {6: "cancelled", 8: "preempted"}
@@ -116,16 +119,16 @@ class Jobs:
         self._client = self._connected()
 
     def _connected(self) -> Any:
-        """A client that has reached the cluster. A connection that breaks at once is tried again; silence is not."""
+        """A client that has reached the cluster. A connection that breaks is tried again; silence is not."""
         for attempt in range(CONNECTIONS):
             began = time.monotonic()
             try:
                 with self._reaching():
                     return _client(self.target)
             except Unreachable:
-                if attempt == CONNECTIONS - 1 or time.monotonic() - began > QUICK_SECONDS:
+                if attempt == CONNECTIONS - 1 or time.monotonic() - began > SILENCE_SECONDS:
                     raise
-                time.sleep(QUICK_SECONDS / 4)
+                time.sleep(PAUSE_SECONDS)
         raise AssertionError
 
     def submit(self, job: str, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
