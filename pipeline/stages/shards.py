@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
-from tokenizers import Tokenizer
 
+from pipeline.encoder import FAST, Encoder
 from pipeline.errors import DataError
 from pipeline.faults import fault_point
 from pipeline.identity import knob
@@ -19,7 +19,6 @@ from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.tables import n_groups, read_group
 from pipeline.text import unit_hash
 from pipeline.token_stream import TokenStream
-from pipeline.tokens import encode_documents, load_tokenizer
 
 __all__ = ["ShardsConfig", "ShardsStage", "Split", "TokenShards", "TokenStream"]
 
@@ -97,9 +96,10 @@ class Task:
 
 @dataclass
 class Written:
-    """What one shard of one split holds. `lowest` is the lowest hash of all documents of the unit."""
+    """What one shard of one split holds, and what encoded it. `lowest` is the lowest hash of the unit's documents."""
 
     file: str
+    engine: str
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
@@ -138,7 +138,9 @@ class ShardsStage(Stage[TokenShards]):
         ctx.notes["metrics"] = _metrics(index)
         ctx.notes["datasets"] = [ctx.dataset(self.corpus, "corpus")]
         train, validation = (index["splits"][split]["tokens"] for split in SPLITS)
-        ctx.notes["headline"] = f"{train:,} tokens to train on, {validation:,} to validate"
+        slow = {shard.engine for split in SPLITS for shard in written[split]} - {FAST}
+        by = f", encoded by {', '.join(slow)}" if slow else ""
+        ctx.notes["headline"] = f"{train:,} tokens to train on, {validation:,} to validate{by}"
 
     def load(self, path: Path) -> TokenShards:
         return TokenShards(path)
@@ -169,36 +171,39 @@ def _divide(task: Task, tasks: int) -> list[Task]:
 
 def encode_task(task: Task) -> dict[Split, list[Written]]:
     """Write the shards of a task, and the lengths of their documents beside them in the work folder."""
-    tokenizer = load_tokenizer(task.tokenizer)
-    shards = [_encode_unit(task, unit, tokenizer) for unit in task.units]
+    encode = Encoder(task.tokenizer)
+    shards = [_encode_unit(task, unit, encode) for unit in task.units]
     return {split: [shard[split] for shard in shards] for split in SPLITS}
 
 
-def _encode_unit(task: Task, unit: Unit, tokenizer: Tokenizer) -> dict[Split, Written]:
+def _encode_unit(task: Task, unit: Unit, encode: Encoder) -> dict[Split, Written]:
     fault_point("shards.unit")
-    written: dict[Split, Written] = {split: Written(f"{split}-{unit.number:05d}.bin") for split in SPLITS}
-    lengths: dict[Split, list[int]] = {split: [] for split in SPLITS}
+    written: dict[Split, Written] = {
+        split: Written(f"{split}-{unit.number:05d}.bin", encode.engine) for split in SPLITS
+    }
+    lengths: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}
     files = {split: (task.out / written[split].file).open("wb") for split in SPLITS}
     for texts in _batches(unit):
-        hashes = [unit_hash(text, task.purpose) for text in texts]
-        chosen = np.array(hashes) < task.threshold
-        documents = encode_documents(tokenizer, texts)
+        hashes = np.array([unit_hash(text, task.purpose) for text in texts])
+        sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])
+        encoded = encode(texts)
         for split in SPLITS:
-            mine = [i for i in range(len(texts)) if chosen[i] == (split == "validation")]
-            lengths[split] += [len(documents[i]) for i in mine]
-            written[split].bytes += sum(len(texts[i].encode()) for i in mine)
-            written[split].lowest = min(written[split].lowest, *hashes, 1.0)
-            files[split].write(b"".join(documents[i].astype(task.dtype).tobytes() for i in mine))
+            chosen = (hashes < task.threshold) == (split == "validation")
+            lengths[split].append(encoded.lengths[chosen])
+            written[split].engine = encode.engine
+            written[split].bytes += int(sizes[chosen].sum())
+            written[split].lowest = min(written[split].lowest, hashes.min(initial=1.0))
+            encoded.ids[np.repeat(chosen, encoded.lengths)].astype(task.dtype).tofile(files[split])
     for split in SPLITS:
         files[split].close()
-        _finish(task, written[split], lengths[split])
+        _finish(task, written[split], np.concatenate(lengths[split]))
     return written
 
 
-def _finish(task: Task, written: Written, lengths: list[int]) -> None:
-    written.documents, written.tokens = len(lengths), sum(lengths)
-    np.save(_lengths_file(task, written), np.array(lengths, dtype=np.int64))
-    if not lengths:
+def _finish(task: Task, written: Written, lengths: np.ndarray) -> None:
+    written.documents, written.tokens = len(lengths), int(lengths.sum())
+    np.save(_lengths_file(task, written), lengths)
+    if not len(lengths):
         (task.out / written.file).unlink()
 
 

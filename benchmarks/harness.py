@@ -1,0 +1,197 @@
+"""Contenders beside each other: each in a process of its own, in slices that take turns; medians and paired ratios.
+
+A contender is a function of a module that gets `turn` and its settings, prepares itself, works for ever and calls
+`turn(units)` after each slice of work: so a loop that belongs to somebody else is measured from inside, by a callback.
+While one works the others wait. Slices go A B C, C B A, ...: what drifts with time falls on all alike.
+"""
+
+import importlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""Tells glibc's malloc what pipeline/memory.py tells it, for programs that do not do so themselves."""
+
+Turn = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`function` is "module:name". `needs` are modules without which it stays out, said aloud."""
+
+    name: str
+    function: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    needs: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a contender did in one turn."""
+
+    units: float
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.units / self.seconds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All turns of a contender, and the most memory that its process held, in MiB."""
+
+    name: str
+    slices: Sequence[Slice]
+    peak_mib: float
+
+    @property
+    def rate(self) -> float:
+        """Units a second, the median of its turns."""
+        return statistics.median(part.rate for part in self.slices)
+
+    @property
+    def cpu_share(self) -> float:
+        """Cores kept busy."""
+        return sum(part.cpu_seconds for part in self.slices) / sum(part.seconds for part in self.slices)
+
+    def ratio(self, other: "Measured") -> float:
+        """How many times as fast as the other: the median over rounds, in which both had the same neighbours."""
+        pairs = zip(self.slices, other.slices, strict=True)
+        return statistics.median(own.rate / its.rate for own, its in pairs)
+
+
+def race(contenders: Sequence[Contender], *, rounds: int = 5, warmup: int = 1) -> list[Measured]:
+    """Every contender that can take part, measured; the first `warmup` rounds do not count."""
+    running = [Running(contender) for contender in contenders if _can_take_part(contender)]
+    try:
+        for one in running:
+            one.wait()
+        for number in range(warmup + rounds):
+            for one in running if number % 2 == 0 else reversed(running):
+                one.go(counts=number >= warmup)
+        return [one.measured() for one in running]
+    finally:
+        for one in running:
+            one.end()
+
+
+def _can_take_part(contender: Contender) -> bool:
+    lacking = [name for name in contender.needs if not _importable(name, contender.env)]
+    if lacking:
+        print(f"{contender.name}: left out, {', '.join(lacking)} cannot be imported", file=sys.stderr)
+    return not lacking
+
+
+def _importable(module: str, env: Mapping[str, str]) -> bool:
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], env={**os.environ, **env}, capture_output=True)
+    return done.returncode == 0
+
+
+class Running:
+    """The process of a contender, seen from the race."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender, self._slices = contender, list[Slice]()
+        command = [sys.executable, "-m", "benchmarks.harness", contender.function, json.dumps(dict(contender.settings))]
+        self._process = subprocess.Popen(
+            command, env={**os.environ, **contender.env}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._peak_mib = 0.0
+
+    def wait(self) -> dict[str, float]:
+        """What it says at the end of a turn. Raises RuntimeError where it died instead."""
+        line = _stream(self._process.stdout).readline()
+        if not line:
+            raise RuntimeError(f"{self.contender.name} ended with exit code {self._process.wait()}")
+        return json.loads(line)
+
+    def go(self, *, counts: bool) -> None:
+        pipe = _stream(self._process.stdin)
+        pipe.write("go\n")
+        pipe.flush()
+        said = self.wait()
+        self._peak_mib = said.pop("peak_mib")
+        if counts:
+            self._slices.append(Slice(**said))
+
+    def measured(self) -> Measured:
+        return Measured(self.contender.name, self._slices, self._peak_mib)
+
+    def end(self) -> None:
+        _stream(self._process.stdin).close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def _stream(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe
+
+
+class Turns:
+    """The same, seen from the contender. The first call ends its preparation, and is not timed."""
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out, self._began = out, None
+
+    def __call__(self, units: float) -> None:
+        """End a turn in which so much was done, and wait for the next. Ends the process when the race is over."""
+        seconds, cpu_seconds = time.perf_counter(), _cpu_seconds()
+        if self._began is not None:
+            seconds, cpu_seconds = seconds - self._began[0], cpu_seconds - self._began[1]
+        said = {"units": units, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": _peak_mib()}
+        print(json.dumps(said), file=self._out, flush=True)
+        if not sys.stdin.readline():
+            os._exit(0)  # other people's loops have no way out for us
+        self._began = time.perf_counter(), _cpu_seconds()
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def table(measured: Sequence[Measured], unit: str) -> str:
+    """A Markdown table; the last column says how many times as fast the first one is."""
+    first = measured[0]
+    lines = [f"| | {unit}/s | cores busy | peak MiB | ours is faster by |", "|---|---|---|---|---|"]
+    for one in measured:
+        lead = "" if one is first else f"{first.ratio(one):.2f}x"
+        lines.append(f"| {one.name} | {one.rate:,.0f} | {one.cpu_share:.2f} | {one.peak_mib:,.0f} | {lead} |")
+    return "\n".join(lines)
+
+
+def short_of(measured: Sequence[Measured], goals: Mapping[str, float]) -> list[str]:
+    """A line for each rival that the first contender does not lead by its goal."""
+    first, rivals = measured[0], {one.name: one for one in measured[1:]}
+    leads = {name: (first.ratio(rivals[name]), goal) for name, goal in goals.items() if name in rivals}
+    return [f"{name}: {lead:.2f}x, goal {goal:.2f}x" for name, (lead, goal) in leads.items() if lead < goal]
+
+
+def main() -> None:
+    """A contender's process. What it prints goes to stderr; stdout belongs to the race."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    module, name = sys.argv[1].split(":")
+    getattr(importlib.import_module(module), name)(Turns(out), **json.loads(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Many texts to token ids, by the fastest engine whose ids are those of `tokenizers`, which stays the judge."""
+
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt32
+from tokenizers import Tokenizer
+
+from pipeline.tokens import encode_documents, load_tokenizer, special_ids
+
+log = logging.getLogger(__name__)
+
+JUDGED_CHARS = 1 << 16
+"""What both engines encode before the faster one is trusted."""
+FAST, REFERENCE = "gigatoken", "tokenizers"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Documents one after the other, each between its special tokens."""
+
+    ids: UInt32[np.ndarray, " n_tokens"]
+    lengths: Int64[np.ndarray, " n_documents"]
+
+
+Encode = Callable[[Sequence[str]], Encoded]
+
+
+class Encoder:
+    """Encodes as `tokenizer.json` says. Judges the fast engine by the first texts it gets; `engine` is what it uses."""
+
+    def __init__(self, file: Path, fast: Callable[[Path], Encode | None] | None = None) -> None:
+        self._reference = partial(_by_reference, load_tokenizer(file))
+        self._fast = (fast or fast_engine)(file)
+        self._judged = False
+
+    @property
+    def engine(self) -> str:
+        return REFERENCE if self._fast is None else FAST
+
+    def __call__(self, texts: Sequence[str]) -> Encoded:
+        """The documents of the texts, in their order. No text can forge a special token."""
+        if self._fast is not None and not self._judged:
+            self._judge(self._fast, _first_chars(texts, JUDGED_CHARS))
+        return (self._fast or self._reference)(texts)
+
+    def _judge(self, fast: Encode, texts: Sequence[str]) -> None:
+        self._judged = True
+        ours, theirs = self._reference(texts), fast(texts)
+        if not (np.array_equal(ours.lengths, theirs.lengths) and np.array_equal(ours.ids, theirs.ids)):
+            self._fast = None
+            log.warning("%s gives other ids than %s for this tokenizer, so that one encodes", FAST, REFERENCE)
+
+
+def _first_chars(texts: Sequence[str], limit: int) -> list[str]:
+    """Some of the texts, with at most `limit` characters of each: from all over, since a file may be sorted."""
+    room = max(1, limit // max(1, len(texts)))
+    return [text[: max(room, 256)] for text in texts[:: max(1, 256 * len(texts) // limit)]]
+
+
+def _by_reference(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
+    documents = encode_documents(tokenizer, texts)
+    lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
+    return Encoded(np.concatenate([*documents, np.empty(0, np.int32)]).astype(np.uint32), lengths)
+
+
+def fast_engine(file: Path) -> Encode | None:
+    """The fast engine, or None, which is logged, where it is not installed or does not know a part of this file."""
+    if importlib.util.find_spec(FAST) is None:
+        log.info("texts are encoded by %s: %s is not installed; `pip install gristmill[fast]` adds it", REFERENCE, FAST)
+        return None
+    from gigatoken import Tokenizer as FastTokenizer
+
+    spec = json.loads(file.read_text())
+    prepare = _taken_over(spec)
+    try:
+        backend = FastTokenizer.from_json(json.dumps(spec)).backend
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other engine can
+        log.info("texts are encoded by %s: %s cannot read this tokenizer: %s", REFERENCE, FAST, error)
+        return None
+    ids = special_ids(load_tokenizer(file))
+    return partial(_by_fast, backend, prepare, ids.bos, ids.eos)
+
+
+def _taken_over(spec: dict[str, Any]) -> Callable[[str], str]:
+    """Takes out of a `tokenizer.json`, in place, what is done here instead: returns it, to be done to each text.
+
+    Special tokens go too, as no text may spell them.
+    """
+    spec["added_tokens"], spec["post_processor"] = [], None
+    lower = (spec.get("normalizer") or {}).get("type") == "Lowercase"
+    if lower:
+        spec["normalizer"] = None
+    splits = spec.get("pre_tokenizer") or {}
+    space = splits.get("type") == "ByteLevel" and splits.get("add_prefix_space", False)
+    if space:
+        splits["add_prefix_space"] = False
+    return partial(_prepared, lower, space)
+
+
+def _prepared(lower: bool, space: bool, text: str) -> str:
+    if lower:  # character by character, as tokenizers does; Python has another small sigma for the end of a word
+        text = text.replace("\u03a3", "\u03c3").lower()
+    return f" {text}" if space and text and text[0] != " " else text
+
+
+def _by_fast(backend: Any, prepare: Callable[[str], str], bos: int, eos: int, texts: Sequence[str]) -> Encoded:
+    """In this thread: shards are encoded side by side in processes of their own."""
+    rows = backend.encode_batch([prepare(text) for text in texts], parallel=False).layout
+    offsets, content = np.asarray(rows.offsets.data, dtype=np.int64), np.asarray(rows.content.data)
+    first = offsets[:-1] + 2 * np.arange(len(texts))
+    lengths = np.diff(offsets) + 2
+    ids = np.empty(offsets[-1] - offsets[0] + 2 * len(texts), dtype=np.uint32)
+    inside = np.ones(len(ids), dtype=bool)
+    for places, special in ((first, bos), (first + lengths - 1, eos)):
+        ids[places], inside[places] = special, False
+    ids[inside] = content[offsets[0] : offsets[-1]]
+    return Encoded(ids, lengths)

@@ -1,0 +1,93 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import normalizers
+
+from pipeline import encoder
+from pipeline.encoder import FAST, REFERENCE, Encoded, Encoder, fast_engine
+from pipeline.stages.tokenizer import TokenizerConfig, _trainer, blank_tokenizer
+from pipeline.tokens import BOS_ID, EOS_ID, encode_documents, load_tokenizer
+
+LEARNT = [
+    "the cat sat on the mat",
+    "  and the dog's bone\n\nwas THE best",
+    "ein Straßenkätzchen, 12 34 567",
+    "ΣΑΣ 日本",
+]
+ODD = [
+    "",
+    " ",
+    "a",
+    "\n\nfoo ",
+    "\x1cfoo",
+    "\u2003 b",
+    "\u0085x",
+    "ΑΣ ΣΑΣ",
+    "İstanbul",
+    "<|bos|> x <|eos|>",
+    "😀 e\u0301",
+    "\ufeffx",
+]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["lowercase", "cased"])
+def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = blank_tokenizer(lowercase=request.param)
+    tokenizer.train_from_iterator(LEARNT * 3, _trainer(TokenizerConfig(vocab_size=320)))
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def documents(encoded: Encoded) -> list[list[int]]:
+    ends = np.cumsum(encoded.lengths)
+    return [ids.tolist() for ids in np.split(encoded.ids, ends[:-1])]
+
+
+@given(texts=st.lists(st.one_of(st.text(), st.sampled_from(LEARNT + ODD)), min_size=1))
+def test_the_fast_engine_gives_the_ids_of_the_reference(file: Path, texts: list[str]):
+    fast = fast_engine(file)
+    assert fast is not None
+    expected = [ids.tolist() for ids in encode_documents(load_tokenizer(file), texts)]
+    assert documents(fast(texts)) == expected
+
+
+def test_odd_texts_stand_between_bos_and_eos_whatever_they_spell(file: Path):
+    found = documents(Encoder(file)(ODD))
+    assert found == [ids.tolist() for ids in encode_documents(load_tokenizer(file), ODD)]
+    assert all(ids[0] == BOS_ID and ids[-1] == EOS_ID and not {BOS_ID, EOS_ID} & set(ids[1:-1]) for ids in found)
+
+
+def test_an_engine_that_disagrees_on_the_first_texts_is_not_used(file: Path, caplog: pytest.LogCaptureFixture):
+    def wrong(texts: Sequence[str]) -> Encoded:
+        right = Encoder(file)(texts)
+        return Encoded(np.where(right.ids == right.ids.max(), 3, right.ids).astype(np.uint32), right.lengths)
+
+    encode = Encoder(file, fast=lambda _: wrong)
+    assert encode.engine == FAST
+    found = documents(encode(LEARNT))
+    assert found == [ids.tolist() for ids in encode_documents(load_tokenizer(file), LEARNT)]
+    assert encode.engine == REFERENCE
+    assert "other ids" in caplog.text
+
+
+def test_what_the_fast_engine_cannot_read_is_encoded_by_the_reference(file: Path, tmp_path: Path):
+    tokenizer = load_tokenizer(file)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.StripAccents(), normalizers.Lowercase()])  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encode = Encoder(tmp_path / "tokenizer.json")
+    assert encode.engine == REFERENCE
+    assert documents(encode(["The Cät"])) == [encode_documents(tokenizer, ["The Cät"])[0].tolist()]
+
+
+def test_without_the_extra_the_reference_encodes_and_says_how_to_change_that(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(encoder, "FAST", "no_such_package")
+    with caplog.at_level("INFO"):
+        assert Encoder(file).engine == REFERENCE
+    assert "pip install gristmill[fast]" in caplog.text
