@@ -41,7 +41,9 @@ class FinetuneConfig(TrainingConfig):
     lr: Annotated[float, Gt(0), Le(1)] = 5e-4
     """Peak learning rate of AdamW."""
     epochs: Annotated[int, Ge(1)] = 3
-    """Passes over the training texts, at most."""
+    """Passes over the training texts, at most, unless `min_steps` asks for more."""
+    min_steps: Annotated[int, Ge(0)] = added(0)
+    """Optimizer steps that training is planned for at least: few texts are passed over more often than `epochs`."""
     patience: Annotated[int, Ge(1)] = 2
     """Stop after this many epochs without a better validation macro-F1; the best epoch is kept."""
     batch_size: Annotated[int, Ge(1)] = 32
@@ -79,6 +81,10 @@ class FinetuneConfig(TrainingConfig):
         super().__post_init__()
         if self.seq_len is not None and (reason := self.reading.refusal(self.seq_len)) is not None:
             raise ValueError(reason)
+
+    def passes(self, steps_per_epoch: int) -> int:
+        """Passes over the training texts that training is planned for."""
+        return max(self.epochs, -(-self.min_steps // steps_per_epoch))
 
     @property
     def reading(self) -> Windows:
@@ -145,7 +151,7 @@ class Finetune(Stage[ClassifierFiles]):
             ctx,
             self.config,
             self.config.create_engine(classifier, self._objective(sampling), self.model.n_layers),
-            total_steps=self.config.epochs * sampling.steps_per_epoch,
+            total_steps=self.config.passes(sampling.steps_per_epoch) * sampling.steps_per_epoch,
             tokens_per_step=float(np.mean([len(d) for d in sampling.documents])) * self.config.batch_size,
             extra={"history": []},
         ) as training:
@@ -208,7 +214,7 @@ class Finetune(Stage[ClassifierFiles]):
         """Train epoch by epoch until validation stops getting better."""
         start, per_epoch = training.resume(), sampling.steps_per_epoch
         history: list[dict[str, Any]] = training.checkpoints.extra["history"]
-        for epoch in range(len(history), self.config.epochs):
+        for epoch in range(len(history), self.config.passes(per_epoch)):
             if _stalled(history, self.config.patience):
                 break
             end = (epoch + 1) * per_epoch

@@ -264,6 +264,18 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path):
     assert result.notes["metrics"]["val/macro_f1"] == max(points)
 
 
+def test_few_texts_are_passed_over_until_the_steps_are_done(tmp_path: Path):
+    plain = built(finetuning(None, epochs=2, patience=9), tmp_path)
+    longer = built(finetuning(None, epochs=2, patience=9, min_steps=35), tmp_path)
+    exams = [
+        [p.step + 1 for p in read_journal(Store(tmp_path).journal("finetune", r.key)) if "val/accuracy" in p.metrics]
+        for r in (plain, longer)
+    ]
+    per_epoch = exams[0][0]
+    assert exams[0] == [per_epoch, 2 * per_epoch]
+    assert exams[1][-1] - per_epoch < 35 <= exams[1][-1]
+
+
 @pytest.mark.parametrize(
     ("length", "steps"), [({"steps": 7}, 7), ({"tokens": 257}, 3), ({"epochs": 1}, 13), ({"epochs": 0.25}, 4)]
 )
