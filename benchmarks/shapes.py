@@ -82,3 +82,10 @@ def stream(shape: str, folder: Path) -> TokenStream:
         n_documents=len(flat) // SEQ_LEN,
         n_bytes=4 * len(flat),
     )
+
+
+def documents(shape: str, count: int = 4096) -> list[np.ndarray]:
+    """Token ids of texts of very different lengths, median 60, as classifiers meet them; int32."""
+    random = np.random.default_rng(1)
+    lengths = np.clip(np.exp(random.normal(np.log(60), 0.8, count)), 5, SEQ_LEN).astype(int)
+    return [random.integers(3, SHAPES[shape]["vocab_size"], n).astype(np.int32) for n in lengths]
