@@ -19,10 +19,10 @@ from benchmarks.harness import KEPT_MEMORY, Contender, Turn, race, short_of, tab
 from benchmarks.timing import machine
 from model.heads import Classifier, LanguageModel, swap_head
 from model.init import initialize
+from pipeline.bpe import blank_tokenizer
 from pipeline.classify import document_probabilities
 from pipeline.export import Subject, onnx
 from pipeline.precision import Precision
-from pipeline.stages.tokenizer import blank_tokenizer
 from pipeline.training import prepare_process
 from pipeline.weights import LoadedClassifier
 

@@ -102,10 +102,11 @@ def _taken_over(spec: dict[str, Any]) -> Callable[[str], str]:
     space = splits.get("type") == "ByteLevel" and splits.get("add_prefix_space", False)
     if space:
         splits["add_prefix_space"] = False
-    return partial(_prepared, lower, space)
+    return partial(prepared, lower, space)
 
 
-def _prepared(lower: bool, space: bool, text: str) -> str:
+def prepared(lower: bool, space: bool, text: str) -> str:
+    """A text as the byte-level pre-tokenizer sees it: in lower case, and with a space before its first word."""
     if lower:  # character by character, as tokenizers does; Python has another small sigma for the end of a word
         text = text.replace("\u03a3", "\u03c3").lower()
     return f" {text}" if space and text and text[0] != " " else text

@@ -1,21 +1,22 @@
 """A byte-level BPE learned from the corpus."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Le
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
+from pipeline.bpe import FAST, Learning, learn
 from pipeline.errors import DataError
 from pipeline.faults import fault_point
 from pipeline.stage import Context, Stage
 from pipeline.stages.corpus import Corpus
-from pipeline.tokens import BOS, BOS_ID, EOS, EOS_ID, PAD, encode_documents, load_tokenizer, panics
+from pipeline.tokens import encode_documents, load_tokenizer, panics
 
-BATCH_DOCUMENTS = 256
+TOLD_EVERY = 256
 HOLD_OUT_EVERY = 100
 HOLD_OUT_CHARS = 1 << 20
 
@@ -62,14 +63,16 @@ class TokenizerStage(Stage[TokenizerFile]):
     def run(self, ctx: Context) -> None:
         corpus = ctx.open(self.corpus)
         sample: list[str] = []
-        tokenizer = blank_tokenizer(lowercase=self.config.lowercase)
+        learning = Learning(**asdict(self.config))
         with panics("the vocabulary cannot be learned"):
-            tokenizer.train_from_iterator(_training_batches(ctx, corpus, sample), _trainer(self.config))
+            tokenizer, engine = learn(partial(_training_texts, ctx, corpus, sample), learning, ctx.work, ctx.cpus)
         fault_point("tokenizer.save")
         tokenizer.save(str(ctx.out / "tokenizer.json"))
         economy = _economy(tokenizer, sample or _first_texts(corpus))
         ctx.notes["metrics"] = {"vocab_size": float(tokenizer.get_vocab_size()), **economy}
-        ctx.notes["headline"] = f"{tokenizer.get_vocab_size():,} tokens, {economy['bytes_per_token']:.2f} bytes a token"
+        by = "" if engine == FAST else f", learned by {engine}"
+        size, length = tokenizer.get_vocab_size(), economy["bytes_per_token"]
+        ctx.notes["headline"] = f"{size:,} tokens, {length:.2f} bytes a token{by}"
         ctx.notes["datasets"] = [ctx.dataset(self.corpus, "corpus")]
         ctx.notes["model"] = {"role": "tokenizer"}
 
@@ -77,46 +80,19 @@ class TokenizerStage(Stage[TokenizerFile]):
         return TokenizerFile(path)
 
 
-def blank_tokenizer(*, lowercase: bool) -> Tokenizer:
-    """A byte-level BPE with no merges yet, which puts bos and eos around a text."""
-    tokenizer = Tokenizer(models.BPE())
-    if lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
-    # the first word of a text is written as the same word elsewhere is: with a space before it
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, BOS_ID), (EOS, EOS_ID)]
-    )
-    return tokenizer
-
-
-def _trainer(config: TokenizerConfig) -> trainers.BpeTrainer:
-    return trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        min_frequency=config.min_frequency,
-        special_tokens=[BOS, EOS, PAD],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-
-
-def _training_batches(ctx: Context, corpus: Corpus, sample: list[str]) -> Iterator[list[str]]:
+def _training_texts(ctx: Context, corpus: Corpus, sample: list[str]) -> Iterator[str]:
     """The documents to learn from. Every hundredth goes into `sample` instead, until that has a mebibyte."""
-    batch: list[str] = []
+    sample.clear()
     sampled = 0
     for number, text in enumerate(corpus.documents(), start=1):
+        if number % TOLD_EVERY == 0:
+            ctx.tracker.progress(number, corpus.n_documents, "reading words")
         if number % HOLD_OUT_EVERY == 0 and sampled < HOLD_OUT_CHARS:
             sample.append(text)
             sampled += len(text)
-            continue
-        batch.append(text)
-        if len(batch) == BATCH_DOCUMENTS:
-            ctx.tracker.progress(number, corpus.n_documents, "reading words")
-            yield batch
-            batch = []
+        else:
+            yield text
     ctx.tracker.progress(corpus.n_documents, corpus.n_documents, "merging pairs")
-    yield batch
 
 
 def _first_texts(corpus: Corpus) -> list[str]:

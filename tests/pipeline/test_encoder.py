@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from pipeline import encoder
+from pipeline.bpe import Learning, by_reference
 from pipeline.encoder import FAST, REFERENCE, Encoded, Encoder, fast_engine
-from pipeline.stages.tokenizer import TokenizerConfig, _trainer, blank_tokenizer
 from pipeline.tokens import BOS_ID, EOS_ID, encode_documents, load_tokenizer
 
 LEARNT = [
@@ -36,8 +36,7 @@ ODD = [
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lowercase", "cased"])
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = blank_tokenizer(lowercase=request.param)
-    tokenizer.train_from_iterator(LEARNT * 3, _trainer(TokenizerConfig(vocab_size=320)))
+    tokenizer = by_reference(LEARNT * 3, Learning(vocab_size=320, min_frequency=2, lowercase=request.param))
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
     return path

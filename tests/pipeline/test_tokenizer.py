@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.bpe import blank_tokenizer
 from pipeline.errors import StageFailed
-from pipeline.stages.tokenizer import TokenizerFile, blank_tokenizer
+from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.tokens import BOS_ID, EOS_ID, PAD_ID, SPECIAL, encode_documents, load_tokenizer, panics
 from tests.pipeline.data_stages import corpus_of, made, opened, tokenizer_of, toy_text
 

@@ -13,10 +13,10 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.heads import Classifier
 from model.init import initialize
+from pipeline.bpe import blank_tokenizer
 from pipeline.stage import Context, Stage
 from pipeline.stages.evaluate import Evaluate, EvaluateConfig
 from pipeline.stages.labels import Labels, LabelsConfig, LabelsStage
-from pipeline.stages.tokenizer import blank_tokenizer
 from pipeline.tokens import BOS, EOS, PAD
 from pipeline.weights import ClassifierFiles, write_classifier
 

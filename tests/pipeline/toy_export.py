@@ -10,8 +10,8 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.heads import Classifier
 from model.init import initialize
+from pipeline.bpe import blank_tokenizer
 from pipeline.export import Subject, calibrated
-from pipeline.stages.tokenizer import blank_tokenizer
 from pipeline.tokens import BOS, EOS, PAD, load_tokenizer
 from pipeline.weights import ClassifierFiles, LoadedClassifier, write_classifier
 from pipeline.windows import ONE_WINDOW, Windows

@@ -1,0 +1,149 @@
+"""Learning the merges of a byte-level BPE by the fastest engine that learns what `tokenizers` does, the judge."""
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from pipeline.encoder import prepared
+from pipeline.tokens import BOS, BOS_ID, EOS, EOS_ID, PAD
+
+log = logging.getLogger(__name__)
+
+FAST, REFERENCE = "gigabpe", "tokenizers"
+JUDGED_CHARS, JUDGED_VOCAB = 1 << 20, 2048
+"""Of the first texts, and the vocabulary that both engines learn from them before the faster one is trusted."""
+SPECIAL_TOKENS = [BOS, EOS, PAD]
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+END = " \0\n"
+"""Stands after each text in the file that the fast engine reads, which it does line by line. The pre-tokenizer makes a
+word of the NUL, whatever is before it, so that all other words are those of the texts; the one merge that it causes is
+taken out again. No text of a corpus holds a NUL."""
+NEWLINE, STANDS_FOR_IT = "\n", "\v"
+"""Within a text. The next byte is a space too, and takes its place in every order, where no text holds one."""
+
+
+def _symbols(text: str) -> str:
+    """The bytes of a text as a byte-level BPE writes them."""
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
+
+
+_END_PAIR = tuple(_symbols(END[:2]))
+_BACK = str.maketrans(_symbols(STANDS_FOR_IT), _symbols(NEWLINE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How much to learn, and of what: `lowercase` is done to the texts first."""
+
+    vocab_size: int
+    min_frequency: int
+    lowercase: bool
+
+
+def blank_tokenizer(*, lowercase: bool) -> Tokenizer:
+    """A byte-level BPE with no merges yet, which puts bos and eos around a text."""
+    tokenizer = Tokenizer(models.BPE())
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
+    # the first word of a text is written as the same word elsewhere is: with a space before it
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, BOS_ID), (EOS, EOS_ID)]
+    )
+    return tokenizer
+
+
+class Unsuited(Exception):
+    """The fast engine would learn something else from these texts."""
+
+
+Texts = Callable[[], Iterable[str]]
+"""All texts from the first, each time that it is called."""
+
+
+def learn(texts: Texts, learning: Learning, work: Path, threads: int) -> tuple[Tokenizer, str]:
+    """The tokenizer that `tokenizers` would train, and the engine that did. `work` is a folder for a scratch file."""
+    if importlib.util.find_spec(FAST) is None:
+        log.info(
+            "%s learns the vocabulary: %s is not installed; `pip install gristmill[fast]` adds it", REFERENCE, FAST
+        )
+        return by_reference(texts(), learning), REFERENCE
+    try:
+        _judge(list(_first_chars(texts(), JUDGED_CHARS)), learning, work, threads)
+        return by_fast(texts(), learning, work, threads), FAST
+    except Unsuited as reason:
+        log.warning("%s learns the vocabulary: %s", REFERENCE, reason)
+        return by_reference(texts(), learning), REFERENCE
+
+
+def _judge(texts: Sequence[str], learning: Learning, work: Path, threads: int) -> None:
+    small = replace(learning, vocab_size=min(learning.vocab_size, JUDGED_VOCAB))
+    if by_reference(texts, small).to_str() != by_fast(texts, small, work, threads).to_str():
+        raise Unsuited(f"{FAST} gives other merges for the first texts")
+
+
+def _first_chars(texts: Iterable[str], limit: int) -> Iterator[str]:
+    for text in texts:
+        yield text
+        limit -= len(text)
+        if limit <= 0:
+            return
+
+
+def by_reference(texts: Iterable[str], learning: Learning) -> Tokenizer:
+    """By `tokenizers`."""
+    tokenizer = blank_tokenizer(lowercase=learning.lowercase)
+    trainer = trainers.BpeTrainer(
+        vocab_size=learning.vocab_size,
+        min_frequency=learning.min_frequency,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=ALPHABET,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def by_fast(texts: Iterable[str], learning: Learning, work: Path, threads: int) -> Tokenizer:
+    """By gigabpe, out of a file with a text a line, each as the pre-tokenizer is to see it. Raises Unsuited."""
+    from gigabpe import train_bpe  # pyright: ignore[reportAttributeAccessIssue]
+
+    file = work / "texts.txt"
+    with file.open("w", encoding="utf-8", newline="") as out:
+        for text in texts:
+            if STANDS_FOR_IT in text or END[1] in text:
+                raise Unsuited("a text holds a vertical tab or a NUL")
+            out.write(prepared(learning.lowercase, True, text).replace(NEWLINE, STANDS_FOR_IT) + END)
+    _, merges = train_bpe(
+        [str(file)],
+        learning.vocab_size + 1,
+        special_tokens=SPECIAL_TOKENS,
+        min_frequency=learning.min_frequency,
+        pretokenizer="bytelevel",
+        threads=threads,
+    )
+    file.unlink()
+    pairs = [(left.translate(_BACK), right.translate(_BACK)) for left, right in merges]
+    vocab, kept = _vocabulary(pairs, learning.vocab_size)
+    tokenizer = blank_tokenizer(lowercase=learning.lowercase)
+    tokenizer.model = models.BPE(vocab, kept)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    return tokenizer
+
+
+def _vocabulary(merges: Sequence[tuple[str, str]], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids as `tokenizers` gives them: special tokens, all bytes whether seen or not, then a token for each merge."""
+    vocab = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *ALPHABET])}
+    kept: list[tuple[str, str]] = []
+    for pair in merges:
+        if len(vocab) >= size:
+            break
+        if pair != _END_PAIR:
+            vocab.setdefault("".join(pair), len(vocab))
+            kept.append(pair)
+    return vocab, kept
