@@ -44,17 +44,18 @@ def build(
     more: dict[str, Any] | None = None,
 ) -> None:
     """Run a config here and show how it ends; `more` goes into the JSON. Raises GristmillError, KeyboardInterrupt."""
-    start = time.monotonic()
     from jobs import run as runs
     from jobs.console import RunView, print_result
+    from jobs.times import process_began
     from pipeline.store import Store
 
+    began = process_began()
     view = RunView(Store(runs.home()), quiet=quiet, no_color=no_color)
     try:
-        result = runs.run(config, overrides, inline=inline, view=view)
+        result = runs.run(config, overrides, inline=inline, view=view, began=began)
     except (GristmillError, KeyboardInterrupt) as error:
         if json_:
-            emit({**runs.failed(error, time.monotonic() - start), **(more or {})})
+            emit({**runs.failed(error, time.monotonic() - began), **(more or {})})
         raise
     if json_:
         emit({**result, **(more or {})})

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.pace import seconds_left
+from jobs.times import told
 from pipeline.runner import Built, Started
 from pipeline.store import Store
 from pipeline.tracking import read_progress
@@ -120,7 +121,7 @@ def print_result(result: Mapping[str, Any]) -> None:
         console.print(Padding(result_table(task, f"{name}, test split" if name else "test split"), (1, 0)))
         _print_places(console, _places(task))
     _print_places(console, {"tracking": result["tracking_uri"]})
-    console.print(f"\nIn {result['wall_seconds']:.0f} s. Next:")
+    console.print(f"\nIn {result['wall_seconds']:.0f} s: {told(result['seconds'])}. Next:", soft_wrap=True)
     for command in _next_commands(result["name"], tasks):
         console.print(f"  {command}", soft_wrap=True)
 

@@ -21,6 +21,7 @@ from jobs.params import shown_params
 from jobs.record import OpenRecord, ended_by, open_record
 from jobs.status import announce
 from jobs.stopping import Stopping
+from jobs.times import Times
 from jobs.track_mlflow import Mirror, Mirrored
 from pipeline.assemble import Branch, Graph, PipelineConfig, assemble
 from pipeline.config import load
@@ -56,9 +57,14 @@ def open_config(path: Path, overrides: Sequence[str]) -> Opened:
     return Opened(config, assemble(config), Store(home(), config.cluster.store or os.environ.get("GRISTMILL_STORE")))
 
 
-def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) -> dict[str, Any]:
-    """Build everything a config asks for; the result is the run's JSON contract. Raises GristmillError."""
-    start = time.monotonic()
+def run(
+    path: Path, overrides: Sequence[str], *, inline: bool, view: RunView, began: float | None = None
+) -> dict[str, Any]:
+    """Build everything a config asks for; the result is the run's JSON contract. Raises GristmillError.
+
+    `began` is when the run's time began to count, by time.monotonic; None is now.
+    """
+    times = Times(time.monotonic() if began is None else began)
     opened = open_config(path, overrides)
     config, graph, store = opened.config, opened.graph, opened.store
     uri = tracking_uri(config)
@@ -79,7 +85,8 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
     with Mirror(store.home, name, uri) as mirror, announce(store.home, name), opening as record:
         write_resolved(record.folder / "resolved.yaml", config)
         with Stopping(record.folder, partial(_ask_to_stop, opened, record)), view, following(store, record):
-            built = _build_all(opened, record, view, inline=inline)
+            built = _build_all(opened, record, view, times, inline=inline)
+        handed_over = time.monotonic()
         result: dict[str, Any] = {"name": config.name, "run": name} | _result(graph, store, built)
         record.finish("succeeded", result)
         mirrored = mirror.finish(MIRROR_SECONDS)
@@ -87,12 +94,13 @@ def run(path: Path, overrides: Sequence[str], *, inline: bool, view: RunView) ->
         registered = mirrored.model_uris if mirrored else ()  # none where the tracker could not be reached
         for task, model_uri in zip(result.get("tasks", {}).values(), registered, strict=False):
             task["model_uri"] = model_uri
-        result |= {"wall_seconds": round(time.monotonic() - start, 2)}
+        ended = time.monotonic()
+        result |= {"wall_seconds": round(ended - times.began, 2), "seconds": times.split(handed_over, ended)}
         record.finish("succeeded", result)
         return result
 
 
-def _build_all(opened: Opened, record: OpenRecord, view: RunView, *, inline: bool) -> list[Built]:
+def _build_all(opened: Opened, record: OpenRecord, view: RunView, times: Times, *, inline: bool) -> list[Built]:
     """Build every stage. A lost worker or machine costs what was done since the last checkpoint, and some patience."""
     cluster, cpus = opened.config.cluster, _cpus(opened.config)
     losses, reached = 0, None
@@ -100,7 +108,7 @@ def _build_all(opened: Opened, record: OpenRecord, view: RunView, *, inline: boo
         try:
             with launcher(opened, cpus, inline=inline) as submit:
                 events = build(opened.graph.targets, opened.store, submit, cpus=cpus)
-                noted = [_note(event, opened.store, record, view) for event in events]
+                noted = [_note(event, opened.store, record, view, times) for event in events]
                 return [event for event in noted if isinstance(event, Built)]
         except WorkerLost as loss:
             before, reached = reached, _reached(opened.store, record)
@@ -143,9 +151,10 @@ def write_resolved(path: Path, config: PipelineConfig) -> None:
         YAML().dump(json.loads(json.dumps(asdict(config))), out)
 
 
-def _note(event: Started | Built, store: Store, record: OpenRecord, view: RunView) -> Started | Built:
+def _note(event: Started | Built, store: Store, record: OpenRecord, view: RunView, times: Times) -> Started | Built:
     """Show and write down that a stage began or ended."""
     view.show(event)
+    times.note(event)
     if isinstance(event, Started):
         store.clear_stop(event.stage.kind, event.key)
         record.started(event.stage.name, event.key)
