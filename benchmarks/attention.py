@@ -15,7 +15,7 @@ def once(name: str, seq: int, dtype: torch.dtype) -> None:
     rows = TOKENS // seq
     ids = torch.arange(seq).div(DOCUMENT, rounding_mode="floor").int().expand(rows, seq).contiguous()
     q, k, v = (torch.randn(rows, seq, HEADS, HEAD_DIM).to(dtype).requires_grad_() for _ in range(3))
-    pattern = Pattern(batch=rows, n_queries=seq, n_keys=seq, device=q.device, document_ids=ids)
+    pattern = Pattern(batch=rows, seq=seq, device=q.device, document_ids=ids)
     kernel(name)(q, k, v, pattern).sum().backward()
 
 

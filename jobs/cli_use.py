@@ -195,6 +195,7 @@ def generate(
     top_k: int | None = 50,
     top_p: float | None = None,
     seed: int = 0,
+    beams: Annotated[int, Parameter(help="Search with so many lines for the likeliest text, instead of drawing.")] = 1,
     json_: Json = False,
 ) -> None:
     """Continue prompts with a pretrained model: the name of a pipeline, a pretrain artifact or a Llama folder.
@@ -203,7 +204,7 @@ def generate(
     """
     from jobs.use import continue_prompts
 
-    rows = continue_prompts(model, prompts or [""], max_new_tokens, temperature, top_k, top_p, seed)
+    rows = continue_prompts(model, prompts or [""], max_new_tokens, temperature, top_k, top_p, seed, beams)
     if json_:
         emit(rows)
     for row in () if json_ else rows:

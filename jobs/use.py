@@ -91,8 +91,10 @@ def continue_prompts(
     top_k: int | None,
     top_p: float | None,
     seed: int,
+    beams: int,
 ) -> list[dict[str, str]]:
     """`[{"prompt", "text"}]`: what a language model writes after each prompt."""
+    from model.beam_search import beam_search
     from model.decoding import chain
     from model.generate import generate
     from pipeline.tokens import encode_documents, special_ids
@@ -105,9 +107,11 @@ def continue_prompts(
     ids = [document[:-1].tolist() for document in encode_documents(loaded.tokenizer, list(prompts))]
     ends = special_ids(loaded.tokenizer)
     ids = [tokens if prompt else [ends.bos] for prompt, tokens in zip(prompts, ids, strict=True)]
-    answers = generate(
-        loaded.model, ids, max_new_tokens=max_new_tokens, transforms=chain(rules), eos_id=ends.eos, seed=seed
-    )
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": ends.eos}
+    if beams > 1:
+        answers = beam_search(loaded.model, ids, beams=beams, **how)
+    else:
+        answers = generate(loaded.model, ids, transforms=chain(rules), seed=seed, **how)
     return [
         {"prompt": prompt, "text": loaded.tokenizer.decode(answer)}
         for prompt, answer in zip(prompts, answers, strict=True)

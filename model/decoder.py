@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from model import attention, documents, rope
 from model.config import ModelConfig
 from model.dropout import drop
-from model.kv_cache import KVCache
 from model.masks import Pattern
 from model.mlp import SwiGLU
 from model.norm import RMSNorm
@@ -33,11 +32,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim, bias=False)
         self.o_proj = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.d_model, bias=False)
 
-    def forward(self, x: Hidden, rotation: Rotation, pattern: Pattern, cache: KVCache | None = None) -> Hidden:
+    def forward(self, x: Hidden, rotation: Rotation, pattern: Pattern) -> Hidden:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
         return self.o_proj(self.attend(q, k, v, pattern).flatten(-2))
 
 
@@ -58,10 +55,9 @@ class Block(nn.Module):
         rotation: Rotation,
         pattern: Pattern,
         dropout_keys: Keys | None = None,
-        cache: KVCache | None = None,
     ) -> Hidden:
         site = 1 + 2 * self.layer  # 0 is the embedding's
-        attended = self.attention(self.attention_norm(x), rotation, pattern, cache)
+        attended = self.attention(self.attention_norm(x), rotation, pattern)
         x = x + drop(attended, self.dropout, dropout_keys, site)
         return x + drop(self.mlp(self.mlp_norm(x)), self.dropout, dropout_keys, site + 1)
 
@@ -82,44 +78,30 @@ class Decoder(nn.Module):
         document_ids: Int[Tensor, "batch seq"] | None = None,
         *,
         dropout_keys: Keys | None = None,
-        cache: KVCache | None = None,
     ) -> Hidden:
         """Hidden states after the final norm. Nothing here waits for the device (the flash kernel does, once).
 
         A token sees only its own document, whose positions count from 0; without `document_ids` a row is one document.
-        Without `dropout_keys` there is no dropout: the model has no train or eval mode. With a `cache`, `tokens`
-        follow those it holds. Raises ValueError for a cache that is full, or with causal=False.
+        Without `dropout_keys` there is no dropout: the model has no train or eval mode.
 
-        With cfg.activation_checkpointing (arXiv:1604.06174), where gradients are wanted and there is no cache, autograd
-        keeps the input of each block alone and runs the block again in the backward pass: same values, same gradients.
+        With cfg.activation_checkpointing (arXiv:1604.06174), where gradients are wanted, autograd keeps the input of
+        each block alone and runs the block again in the backward pass: same values, same gradients.
         """
-        pattern = self._pattern(tokens, document_ids, cache)
-        rotation = rope.rotation(_query_positions(pattern), self.cfg.head_dim, self.cfg.rope_theta)
-        x = drop(self.embed(tokens), self.cfg.dropout, dropout_keys, site=0)
-        recomputed = self.cfg.activation_checkpointing and cache is None and torch.is_grad_enabled()
-        for block in self.blocks:
-            run = partial(_run_again_in_backward, block) if recomputed else block
-            x = run(x, rotation, pattern, dropout_keys, cache)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
-        return self.norm(x)
-
-    def _pattern(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Pattern:
-        batch, seq = tokens.shape
-        if cache is not None:
-            if not self.cfg.causal:
-                raise ValueError("causal=False cannot use a cache: tokens to come would change the hidden states held")
-            cache.check_room(seq)
-            document_ids = cache.extend_ids(document_ids)
-        return Pattern(
-            batch=batch,
-            n_queries=seq,
-            n_keys=seq + (cache.length if cache is not None else 0),
+        pattern = Pattern(
+            batch=tokens.shape[0],
+            seq=tokens.shape[1],
             device=tokens.device,
             causal=self.cfg.causal,
             sliding_window=self.cfg.sliding_window,
             document_ids=document_ids,
         )
+        rotation = rope.rotation(_positions(pattern), self.cfg.head_dim, self.cfg.rope_theta)
+        x = drop(self.embed(tokens), self.cfg.dropout, dropout_keys, site=0)
+        recomputed = self.cfg.activation_checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:
+            run = partial(_run_again_in_backward, block) if recomputed else block
+            x = run(x, rotation, pattern, dropout_keys)
+        return self.norm(x)
 
 
 def _run_again_in_backward(block: nn.Module, *inputs: Any) -> Hidden:
@@ -130,7 +112,7 @@ def _run_again_in_backward(block: nn.Module, *inputs: Any) -> Hidden:
     return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def _query_positions(pattern: Pattern) -> Int64[Tensor, "#batch n_queries"]:
+def _positions(pattern: Pattern) -> Int64[Tensor, "#batch seq"]:
     if pattern.document_ids is None:
-        return torch.arange(pattern.offset, pattern.n_keys, device=pattern.device)[None]
-    return documents.positions(pattern.document_ids)[:, pattern.offset :]
+        return torch.arange(pattern.seq, device=pattern.device)[None]
+    return documents.positions(pattern.document_ids)

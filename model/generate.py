@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
-from model import counter, documents
-from model.decoding import Logits, Transform, greedy
+from model import counter
+from model.decode import Decoding, Packed, pack
+from model.decoding import Logits, Transform, greedy, is_greedy
 from model.heads import LanguageModel
-from model.kv_cache import KVCache
 
 Chosen = Int64[Tensor, " batch"]
 
@@ -31,44 +32,62 @@ def generate(
     token t of its answer depends on that seed, on t and on the logits, so never on the other prompts.
     Raises ValueError for an empty prompt.
     """
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompts[{i}] is empty; begin it with the beginning-of-text token")
+    refuse_empty(prompts)
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
-    keys = _keys(seed, len(prompts)).to(model.body.embed.weight.device)
+    device = model.body.embed.weight.device
+    keys = _keys(seed, len(prompts)).to(device)
     stop = -1 if eos_id is None else eos_id  # -1 is no token
-    answers = _answers(model, *_left_padded(prompts, keys.device), keys, transforms, max_new_tokens, stop)
+    answers = _answers(pack(model), *left_padded(prompts, device), keys, transforms, max_new_tokens, stop)
     return [_before(stop, answer) for answer in answers.tolist()]
 
 
+def refuse_empty(prompts: list[list[int]]) -> None:
+    """Raises ValueError for an empty prompt."""
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompts[{i}] is empty; begin it with the beginning-of-text token")
+
+
 def _answers(
-    model: LanguageModel,
+    packed: Packed,
     tokens: Int64[Tensor, "batch seq"],
-    ids: Int32[Tensor, "batch seq"],
+    padding: Bool[Tensor, "batch seq"] | None,
     keys: Chosen,
     transforms: Sequence[Transform],
     max_new_tokens: int,
     stop: int,
 ) -> Int64[Tensor, "batch new"]:
     """Tokens until every row has met `stop`; what a row has after it means nothing."""
-    cache = KVCache(model.cfg.n_layers, tokens.shape[1] + max_new_tokens)
+    decoding = Decoding(packed, len(tokens), tokens.shape[1] + max_new_tokens)
     done = torch.zeros_like(keys, dtype=torch.bool)
     chosen: list[Tensor] = []
     for step in range(max_new_tokens):
-        hidden = model.body(tokens, ids, cache=cache)[:, -1:]
-        chosen.append(_choose(model.head(hidden)[:, 0].float(), transforms, keys, step))
+        logits = decoding.read(tokens, forbidden=_forbidden(decoding, tokens.shape[1], padding))
+        chosen.append(_choose(logits[:, 0].float(), transforms, keys, step))
         done |= chosen[-1] == stop
         if done.all():
             break
-        tokens, ids = chosen[-1][:, None], torch.zeros_like(ids[:, :1])
+        tokens = chosen[-1][:, None]
     return torch.stack(chosen, dim=1)
+
+
+def _forbidden(decoding: Decoding, new: int, padding: Tensor | None) -> Tensor | None:
+    """What the new tokens must not see: padding too, but that it sees itself, so that no softmax is over nothing."""
+    if padding is None:
+        return None
+    length = decoding.length
+    unseen = pad(padding, (0, length + new - padding.shape[1]))[:, None, None, None]
+    itself = torch.arange(length + new, device=padding.device) == torch.arange(length, length + new)[:, None]
+    return (unseen & ~itself) | decoding.later(new)
 
 
 def _choose(logits: Logits, transforms: Sequence[Transform], keys: Chosen, step: int) -> Chosen:
     """Draw from softmax(logits) by the Gumbel-max trick: noise is made per element, so rows stay independent."""
     for transform in transforms:
         logits = transform(logits)
+    if transforms and is_greedy(transforms[-1]):
+        return logits.argmax(dim=-1)
     bits = counter.bits(keys, step, 1, logits.shape[1])[:, 0]
     uniform = (bits.double() + (2**31 + 0.5)) / 2**32
     return (logits - (-uniform.log()).log()).argmax(dim=-1)
@@ -81,13 +100,18 @@ def _keys(seed: int | Sequence[int], n_prompts: int) -> Chosen:
     return torch.tensor(seeds, dtype=torch.int64)
 
 
-def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and document ids, prompts flush right so that all their next tokens are at one position."""
+def left_padded(
+    prompts: list[list[int]], device: torch.device
+) -> tuple[Int64[Tensor, "batch seq"], Bool[Tensor, "batch seq"] | None]:
+    """Tokens, prompts flush right so that all their next tokens are at one position, and where there is padding.
+
+    Rotary attention knows distances alone, so it does not matter where a prompt begins.
+    """
     width = max(map(len, prompts))
-    padding = [[documents.PADDING] * (width - len(prompt)) for prompt in prompts]
-    tokens = [[0] * len(pad) + prompt for pad, prompt in zip(padding, prompts, strict=True)]
-    ids = [pad + [0] * len(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
-    return torch.tensor(tokens, device=device), torch.tensor(ids, dtype=torch.int32, device=device)
+    tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    padding = torch.arange(width, device=device) < width - lengths[:, None]
+    return tokens, padding if len({*map(len, prompts)}) > 1 else None
 
 
 def _before(stop: int, answer: list[int]) -> list[int]:

@@ -8,7 +8,6 @@ from torch.nn.functional import linear
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.init import initialize
-from model.kv_cache import KVCache
 from model.losses import linear_cross_entropy
 from model.pooling import POOLING, SCORED
 
@@ -54,10 +53,9 @@ class LanguageModel(nn.Module):
         document_ids: Ids | None = None,
         *,
         dropout_keys: Keys | None = None,
-        cache: KVCache | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
         """Logits of the token after each position; arguments as in Decoder.forward."""
-        return self.head(self.body(tokens, document_ids, dropout_keys=dropout_keys, cache=cache))
+        return self.head(self.body(tokens, document_ids, dropout_keys=dropout_keys))
 
 
 class ClassificationHead(nn.Module):

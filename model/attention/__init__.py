@@ -14,8 +14,8 @@ from torch import Tensor
 from model import variants
 from model.masks import Pattern
 
-Query = Float[Tensor, "batch seq_q n_heads head_dim"]
-KeyValue = Float[Tensor, "batch seq_k n_kv_heads head_dim"]
+Query = Float[Tensor, "batch seq n_heads head_dim"]
+KeyValue = Float[Tensor, "batch seq n_kv_heads head_dim"]
 Attend = Callable[[Query, KeyValue, KeyValue, Pattern], Query]
 
 

@@ -19,7 +19,7 @@ by 3, at 512 by 2, forward and backward (`python -m benchmarks.attention`). In f
 def attend(q: Query, k: KeyValue, v: KeyValue, pattern: Pattern) -> Query:
     """Attention by the fastest kernel that takes these tensors; which one, and why, is logged once."""
     half = q.dtype in (torch.bfloat16, torch.float16)
-    short = max(pattern.n_queries, pattern.n_keys) <= SHORT
+    short = pattern.seq <= SHORT
     return kernel(_choice(q.device.type, half, short))(q, k, v, pattern)
 
 

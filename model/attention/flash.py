@@ -28,15 +28,15 @@ def attend(q: Query, k: KeyValue, v: KeyValue, pattern: Pattern) -> Query:
     cu_seqlens, max_seqlen = pattern.cu_seqlens, pattern.max_seqlen
     out = _varlen(torch.cuda.get_device_capability(q.device)[0])(
         *(x.flatten(0, 1) for x in (q, k, v)),
-        cu_seqlens_q=cu_seqlens[0],
-        cu_seqlens_k=cu_seqlens[1],
-        max_seqlen_q=max_seqlen[0],
-        max_seqlen_k=max_seqlen[1],
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_k=max_seqlen,
         causal=pattern.causal,
         **_window(pattern),
     )
     flat: Tensor = out[0] if isinstance(out, tuple) else out  # flash-attn-4 also returns the log-sum-exp
-    return flat.unflatten(0, (pattern.batch, pattern.n_queries))
+    return flat.unflatten(0, (pattern.batch, pattern.seq))
 
 
 def _window(pattern: Pattern) -> dict[str, tuple[int, int]]:

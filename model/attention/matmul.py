@@ -5,7 +5,7 @@ from model.masks import Pattern
 
 
 def attend(q: Query, k: KeyValue, v: KeyValue, pattern: Pattern) -> Query:
-    """Everything in the dtype of `q`; scores of batch x n_heads x n_queries x n_keys are held for the backward pass."""
+    """Everything in the dtype of `q`; scores of batch x n_heads x seq x seq are held for the backward pass."""
     groups = q.shape[2] // k.shape[2]
     if groups > 1:
         k, v = (x.repeat_interleave(groups, dim=2) for x in (k, v))

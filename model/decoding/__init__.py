@@ -22,3 +22,9 @@ def chain(rules: Mapping[str, int | float]) -> list[Transform]:
     modules = {name: variants.load("model.decoding", name) for name in rules}
     ordered = sorted(rules, key=lambda name: modules[name].ORDER)
     return [partial(modules[name].transform, value=rules[name]) for name in ordered]
+
+
+def is_greedy(transform: Transform) -> bool:
+    """Whether a transform leaves one token alone."""
+    rule, options = getattr(transform, "func", transform), getattr(transform, "keywords", {})
+    return rule is variants.load(__name__, "greedy").transform and bool(options.get("value", 1))

@@ -21,9 +21,6 @@ PATTERNS = {
     "documents": {"document_ids": DOCUMENTS},
     "documents and window": {"document_ids": DOCUMENTS, "sliding_window": 2},
     "full documents": {"document_ids": DOCUMENTS, "causal": False},
-    "one query": {"n_queries": 1},
-    "last queries": {"n_queries": 3},
-    "last queries of documents": {"n_queries": 3, "document_ids": DOCUMENTS},
 }
 HEADS = {"multi-head": (4, 4), "grouped": (4, 2), "multi-query": (4, 1)}
 
@@ -36,13 +33,13 @@ def kernel(name: str):
 
 
 def pattern(device: str = "cpu", **changes) -> Pattern:
-    ask = {"batch": 2, "n_queries": 7, "n_keys": 7, "device": torch.device(device)} | changes
+    ask = {"batch": 2, "seq": 7, "device": torch.device(device)} | changes
     return Pattern(**{key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in ask.items()})
 
 
-def qkv(heads: tuple[int, int], n_queries: int = 7, head_dim: int = 8, **options) -> list[torch.Tensor]:
+def qkv(heads: tuple[int, int], head_dim: int = 8, **options) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(2, n_queries, heads[0], head_dim), (2, 7, heads[1], head_dim), (2, 7, heads[1], head_dim)]
+    shapes = [(2, 7, heads[0], head_dim), (2, 7, heads[1], head_dim), (2, 7, heads[1], head_dim)]
     return [torch.randn(shape, generator=generator).to(**options).requires_grad_() for shape in shapes]
 
 
@@ -56,7 +53,7 @@ def out_and_grads(name: str, inputs: list[torch.Tensor], p: Pattern) -> list[tor
 @pytest.mark.parametrize("changes", PATTERNS.values(), ids=PATTERNS)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "flash"])
 def test_kernel_matches_the_reference_forward_and_backward(name: str, changes: dict, heads: tuple[int, int]):
-    inputs = qkv(heads, changes.get("n_queries", 7))
+    inputs = qkv(heads)
     got, want = (out_and_grads(n, inputs, pattern(**changes)) for n in (name, "reference"))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
@@ -68,7 +65,7 @@ def test_kernel_matches_the_reference_forward_and_backward(name: str, changes: d
 @pytest.mark.parametrize("name", NAMES)
 def test_kernel_in_bfloat16_is_within_twice_the_error_of_a_plain_one(name: str, changes: dict, heads: tuple[int, int]):
     kernel(name)
-    inputs = qkv(heads, changes.get("n_queries", 7), head_dim=64, dtype=torch.bfloat16, device="cuda")
+    inputs = qkv(heads, head_dim=64, dtype=torch.bfloat16, device="cuda")
     got, plain = (out_and_grads(n, inputs, pattern("cuda", **changes)) for n in (name, "reference"))
     wide = [x.detach().double().requires_grad_() for x in inputs]
     exact = out_and_grads("reference", wide, pattern("cuda", **changes))

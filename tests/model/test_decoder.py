@@ -7,7 +7,6 @@ from model import decoder as decoder_module
 from model import rope
 from model.batch import Batch
 from model.heads import LanguageModel
-from model.kv_cache import KVCache
 from model.masks import Pattern
 from model.objectives import next_token
 from tests.model.toys import ids, language_model, tokens
@@ -120,19 +119,18 @@ def test_recomputing_keeps_one_hidden_state_a_block():
 
 
 @pytest.mark.parametrize("changes", [{"activation_checkpointing": False}, {"activation_checkpointing": True}])
-def test_blocks_run_again_for_gradients_only_and_never_with_a_cache(changes: dict):
+def test_blocks_run_again_for_gradients_only(changes: dict):
     model, runs = language_model(**changes), [0]
     for block in model.body.blocks:
         block.register_forward_pre_hook(lambda *_: runs.append(runs.pop() + 1))
 
-    def runs_of(*, wanted: bool = True, cache: KVCache | None = None) -> int:
+    def runs_of(*, wanted: bool = True) -> int:
         runs[0] = 0
         with torch.set_grad_enabled(wanted):
-            logits = model(tokens(1, 4), cache=cache)
-        if wanted and cache is None:
+            logits = model(tokens(1, 4))
+        if wanted:
             logits.sum().backward()
         return runs[0]
 
     assert runs_of() == (4 if changes["activation_checkpointing"] else 2)
     assert runs_of(wanted=False) == 2
-    assert runs_of(cache=KVCache(2, 4)) == 2

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from model.beam_search import beam_search
 from model.heads import swap_head
 from model.interchange import read_causal_lm, read_classifier, write_causal_lm, write_classifier
 from tests.model.toys import language_model, tokens
@@ -55,6 +56,33 @@ def test_transformers_labels_padded_texts_as_we_do(tmp_path: Path, tokenizer_jso
     torch.testing.assert_close(labels, model(padded, ids), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(labels, model(text), atol=1e-5, rtol=1e-5)
     assert theirs.config.id2label == LABELS
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_transformers_finds_what_our_beams_find(
+    tmp_path: Path, tokenizer_json: Path, beams: int, length_penalty: float
+):
+    model = language_model(scale=4.0)
+    write_causal_lm(tmp_path / "out", model, tokenizer_json, SPECIAL)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for prompt in ([3], [5, 9, 1, 30, 2], [7, 7], [11, 4, 40]):
+        for eos in (5, 17):
+            ids = theirs.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+                num_beams=beams,
+                max_new_tokens=8,
+                do_sample=False,
+                length_penalty=length_penalty,
+                eos_token_id=eos,
+                pad_token_id=PAD,
+            )
+            expected = ids[0, len(prompt) :].tolist()
+            (found,) = beam_search(
+                model, [prompt], beams=beams, max_new_tokens=8, eos_id=eos, length_penalty=length_penalty
+            )
+            assert found == (expected[: expected.index(eos)] if eos in expected else expected)
 
 
 def test_transformers_generates_what_we_generate(tmp_path: Path, tokenizer_json: Path):

@@ -1,0 +1,136 @@
+"""The forward pass of generation: `LanguageModel`'s logits from weights laid out for a few new tokens at a time.
+
+Matrices that read the same input are one, norms' weights are folded into them, and rotation is one complex product.
+Keys and values are kept in room that is taken once. Each read adds some tokens to every row of a batch; which of the
+kept tokens each of them sees is the caller's to say, so that the branches of a search need not each have a row.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn.functional import embedding, linear, rms_norm, silu
+
+from model import rope
+from model.config import ModelConfig
+from model.decoder import Block
+from model.heads import LanguageModel
+
+Tokens = Int64[Tensor, "rows new"]
+Forbidden = Bool[Tensor, "#rows 1 1 new all"]
+
+
+class Layer(NamedTuple):
+    """The weights of a block, each [outputs, inputs]."""
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A language model's weights as `Decoding` wants them, all of one dtype."""
+
+    cfg: ModelConfig
+    embed: Float[Tensor, "vocab d_model"]
+    layers: list[Layer]
+    head: Float[Tensor, "vocab d_model"]
+
+
+@torch.no_grad()
+def pack(model: LanguageModel, dtype: torch.dtype | None = None) -> Packed:
+    """A copy of the weights; None keeps their dtype. Raises ValueError for a body that reads both ways."""
+    cfg, body = model.cfg, model.body
+    if not cfg.causal:
+        raise ValueError("causal=False cannot be read token by token: those to come would change what was read")
+    dtype = dtype or body.embed.weight.dtype
+    layers: list[Layer] = []
+    for block in body.blocks:
+        assert isinstance(block, Block)
+        attention, mlp = block.attention, block.mlp
+        q = _pairs_together(attention.q_proj.weight, cfg.head_dim) * cfg.head_dim**-0.5
+        k = _pairs_together(attention.k_proj.weight, cfg.head_dim)
+        qkv = torch.cat([q, k, attention.v_proj.weight]) * block.attention_norm.weight
+        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * block.mlp_norm.weight
+        layers.append(Layer(*(w.to(dtype) for w in (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))))
+    return Packed(cfg, body.embed.weight.to(dtype), layers, (model.head.weight * body.norm.weight).to(dtype))
+
+
+def _pairs_together(weight: Tensor, head_dim: int) -> Tensor:
+    """Channel i of each head beside channel i + head_dim / 2, with which it turns: of q and k alike, so q @ k stays."""
+    heads = weight.unflatten(0, (-1, 2, head_dim // 2))
+    return heads.transpose(1, 2).flatten(0, 2)
+
+
+class Decoding:
+    """Keys and values of some rows of text, and the reading of more. `length` tokens of each row are kept."""
+
+    def __init__(self, packed: Packed, rows: int, room: int) -> None:
+        cfg, like = packed.cfg, packed.embed
+        self._packed, self.room, self.length = packed, room, 0
+        shape = (rows, cfg.n_kv_heads, room, cfg.head_dim)
+        self._kept = [(like.new_empty(shape), like.new_empty(shape)) for _ in packed.layers]
+        rotation = rope.rotation(torch.arange(room, device=like.device)[None], cfg.head_dim, cfg.rope_theta)
+        self._turns = torch.complex(*rotation)[0]
+
+    @torch.no_grad()
+    def read(
+        self, tokens: Tokens, positions: slice | None = None, forbidden: Forbidden | None = None, last: int = 1
+    ) -> Float[Tensor, "rows last vocab"]:
+        """Logits of what follows the `last` of these tokens, which are kept after those that were read before.
+
+        `positions` of the tokens in their texts are those of the kept ones where not given; a slice of length 1 is for
+        all. `forbidden` is True where a token must not see a kept or new one; None lets it see all that are before it.
+        """
+        cfg, new = self._packed.cfg, tokens.shape[1]
+        if self.length + new > self.room:
+            raise ValueError(f"room={self.room} is too small for {self.length} tokens that are kept and {new} more")
+        here = slice(self.length, self.length + new)
+        turns = self._turns[positions or here]
+        if forbidden is None and (new > 1 or cfg.sliding_window is not None):
+            forbidden = self.later(new)
+        x = embedding(tokens, self._packed.embed)
+        for layer, (keys, values) in zip(self._packed.layers, self._kept, strict=True):
+            qkv = linear(_normed(x, cfg), layer.qkv).unflatten(-1, (-1, cfg.head_dim))
+            turned = _turned(qkv[:, :, : -cfg.n_kv_heads], turns)
+            keys[:, :, here] = turned[:, :, cfg.n_heads :].transpose(1, 2)
+            values[:, :, here] = qkv[:, :, -cfg.n_kv_heads :].transpose(1, 2)
+            mixed = _attend(turned[:, :, : cfg.n_heads], keys[:, :, : here.stop], values[:, :, : here.stop], forbidden)
+            x = x + linear(mixed, layer.out)
+            gate, up = linear(_normed(x, cfg), layer.gate_up).chunk(2, dim=-1)
+            x = x + linear(silu(gate) * up, layer.down)
+        self.length = here.stop
+        return linear(_normed(x[:, -last:], cfg), self._packed.head)
+
+    def later(self, new: int) -> Forbidden:
+        """What new tokens must not see of the kept ones and of each other: what comes later, or lies too far."""
+        everything = torch.arange(self.length + new, device=self._turns.device)
+        behind = everything[self.length :, None] - everything
+        window = self._packed.cfg.sliding_window
+        unseen = behind < 0 if window is None else (behind < 0) | (behind >= window)
+        return unseen[None, None, None]
+
+
+def _normed(x: Tensor, cfg: ModelConfig) -> Tensor:
+    return rms_norm(x, x.shape[-1:], eps=cfg.norm_eps)
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotary embedding of channels 2i and 2i + 1 as the parts of a complex number, in float32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    return torch.view_as_real(torch.view_as_complex(wide) * turns).flatten(-2).to(x.dtype)
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, forbidden: Tensor | None) -> Tensor:
+    """[rows, new, heads * head_dim]; the query heads that share a key head are rows of one product."""
+    groups, new = q.shape[2] // keys.shape[1], q.shape[1]
+    q = q.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4)
+    scores = q.flatten(2, 3) @ keys.mT
+    if forbidden is not None:
+        scores = scores.unflatten(2, (groups, new)).masked_fill(forbidden, float("-inf")).flatten(2, 3)
+    mixed = scores.softmax(dim=-1) @ values
+    return mixed.unflatten(2, (groups, new)).permute(0, 3, 1, 2, 4).flatten(2)
