@@ -8,14 +8,17 @@ While one works the others wait. Slices go A B C, C B A, ...: what drifts with t
 import importlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """Tells glibc's malloc what pipeline/memory.py tells it, for programs that do not do so themselves."""
@@ -159,13 +162,33 @@ class Turns:
         self._began = time.perf_counter(), _cpu_seconds()
 
 
+def _processes() -> list[psutil.Process]:
+    own = psutil.Process()
+    return [own, *own.children(recursive=True)]
+
+
 def _cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    """Of this process and all below it."""
+    used = 0.0
+    for process in _processes():
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            used += times.user + times.system + times.children_user + times.children_system
+    return used
 
 
 def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The peaks of this process and all below it, added: what they share counts more than once."""
+    return sum(_high_water(process.pid) for process in _processes())
+
+
+def _high_water(pid: int) -> float:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has just ended
+        return 0.0
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return float(found[0]) / 1024 if found else 0.0
 
 
 def table(measured: Sequence[Measured], unit: str) -> str:
@@ -174,7 +197,8 @@ def table(measured: Sequence[Measured], unit: str) -> str:
     lines = [f"| | {unit}/s | cores busy | peak MiB | ours is faster by |", "|---|---|---|---|---|"]
     for one in measured:
         lead = "" if one is first else f"{first.ratio(one):.2f}x"
-        lines.append(f"| {one.name} | {one.rate:,.0f} | {one.cpu_share:.2f} | {one.peak_mib:,.0f} | {lead} |")
+        rate = f"{one.rate:,.{0 if one.rate >= 100 else 1}f}"
+        lines.append(f"| {one.name} | {rate} | {one.cpu_share:.2f} | {one.peak_mib:,.0f} | {lead} |")
     return "\n".join(lines)
 
 

@@ -42,8 +42,13 @@ class Packed:
 
 
 @torch.no_grad()
-def pack(model: LanguageModel, dtype: torch.dtype | None = None) -> Packed:
-    """A copy of the weights; None keeps their dtype. Raises ValueError for a body that reads both ways."""
+def pack(model: LanguageModel | Packed, dtype: torch.dtype | None = None) -> Packed:
+    """A copy of the weights; None keeps their dtype. Raises ValueError for a body that reads both ways.
+
+    What is packed already is given back, so that who generates often packs once.
+    """
+    if isinstance(model, Packed):
+        return model
     cfg, body = model.cfg, model.body
     if not cfg.causal:
         raise ValueError("causal=False cannot be read token by token: those to come would change what was read")

@@ -17,7 +17,7 @@ Chosen = Int64[Tensor, " batch"]
 
 @torch.no_grad()
 def generate(
-    model: LanguageModel,
+    model: LanguageModel | Packed,
     prompts: list[list[int]],
     *,
     max_new_tokens: int,
@@ -35,10 +35,10 @@ def generate(
     refuse_empty(prompts)
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
-    device = model.body.embed.weight.device
-    keys = _keys(seed, len(prompts)).to(device)
+    packed = pack(model)
+    keys = _keys(seed, len(prompts)).to(packed.embed.device)
     stop = -1 if eos_id is None else eos_id  # -1 is no token
-    answers = _answers(pack(model), *left_padded(prompts, device), keys, transforms, max_new_tokens, stop)
+    answers = _answers(packed, *left_padded(prompts, packed.embed.device), keys, transforms, max_new_tokens, stop)
     return [_before(stop, answer) for answer in answers.tolist()]
 
 

@@ -1,0 +1,143 @@
+"""Tokens a second of generation, greedy and by beams, beside transformers and llama.cpp.
+
+`python -m benchmarks.generate [--shape 10M]`. Prompts of 16 tokens, 128 new tokens for each, never ended early.
+"""
+
+import argparse
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import shapes
+from benchmarks.harness import KEPT_MEMORY, Contender, Turn, race, short_of, table
+from benchmarks.timing import machine
+from model.beam_search import beam_search
+from model.decode import pack
+from model.generate import generate
+from model.heads import Classifier, LanguageModel
+from model.init import initialize
+from pipeline.bpe import Learning, by_reference
+from pipeline.export import Subject, gguf
+from pipeline.training import prepare_process
+from pipeline.weights import LoadedClassifier
+
+PROMPT, NEW = 16, 128
+GOALS = {
+    "batch 1": {"transformers": 2.0},
+    "batch 16": {"transformers": 2.0, "llama.cpp f32": 1.0},
+    "4 beams": {"transformers": 1.5},
+}
+
+
+def prompts(shape: str, rows: int) -> list[list[int]]:
+    return shapes.tokens(shape)[:rows, :PROMPT].tolist()
+
+
+def language_model(shape: str) -> LanguageModel:
+    model = LanguageModel(shapes.ours(shape))
+    initialize(model, 0)
+    return model
+
+
+def ours(turn: Turn, shape: str, rows: int, beams: int, dtype: str) -> None:
+    prepare_process(torch.get_num_threads())
+    packed = pack(language_model(shape), getattr(torch, dtype))
+    write = partial(beam_search, packed, beams=beams) if beams > 1 else partial(generate, packed)
+    while True:
+        turn(rows * NEW)
+        write(prompts(shape, rows), max_new_tokens=NEW)
+
+
+def transformers(turn: Turn, shape: str, rows: int, beams: int) -> None:
+    from transformers import LlamaForCausalLM
+
+    config = shapes.llama(shape)
+    config.use_cache = True
+    model: Any = LlamaForCausalLM(config).eval()
+    ids = torch.tensor(prompts(shape, rows))
+    while True:
+        turn(rows * NEW)
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=beams,
+            do_sample=False,
+            min_new_tokens=NEW,
+            max_new_tokens=NEW,
+            pad_token_id=2,
+        )
+
+
+def llama_cpp(turn: Turn, shape: str, rows: int) -> None:
+    """The same weights: a classifier whose labels are tokens is a language model to llama.cpp."""
+    model = language_model(shape)
+    cfg = model.cfg
+    n_labels = cfg.vocab_size - 1
+    classifier = Classifier(model.body, n_labels, "last")
+    with torch.no_grad():
+        classifier.head.score.weight.copy_(model.head.weight[:n_labels])
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        tokenizer = by_reference(["a b"], Learning(vocab_size=259, min_frequency=1, lowercase=False))
+        tokenizer.save(str(folder / "tokenizer.json"))
+        labels = [str(label) for label in range(n_labels)]
+        gguf.write(folder, Subject(LoadedClassifier(classifier, tokenizer, labels), folder / "tokenizer.json", 1.0))
+        server = _server(folder / gguf.FILE, rows)
+        asked = [
+            {"prompt": prompt, "n_predict": NEW, "ignore_eos": True, "temperature": 0.0, "cache_prompt": False}
+            for prompt in prompts(shape, rows)
+        ]
+        with ThreadPoolExecutor(rows) as threads:
+            while True:
+                turn(rows * NEW)
+                for answer in threads.map(server.handle_completions, asked):
+                    assert "choices" in answer or "content" in answer, answer
+
+
+def _server(file: Path, rows: int) -> Any:
+    import importlib
+
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # compiled, without types
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx = rows * (PROMPT + NEW + 8)
+    params.n_parallel = rows
+    params.n_gpu_layers = 0
+    params.verbosity = -1
+    params.cpuparams.n_threads = torch.get_num_threads()
+    return xllamacpp.Server(params)
+
+
+def contenders(shape: str, rows: int, beams: int) -> list[Contender]:
+    def one(name: str, function: str, env: dict[str, str] | None = None, **settings: Any) -> Contender:
+        return Contender(name, f"benchmarks.generate:{function}", {"shape": shape, "rows": rows, **settings}, env or {})
+
+    found = [
+        one("gristmill f32", "ours", beams=beams, dtype="float32"),
+        one("gristmill bf16", "ours", beams=beams, dtype="bfloat16"),
+        one("transformers", "transformers", beams=beams),
+        one("transformers, memory kept", "transformers", KEPT_MEMORY, beams=beams),
+    ]
+    return found if beams > 1 else [*found, one("llama.cpp f32", "llama_cpp")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(shapes.SHAPES), default="10M")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    print(machine())
+    for title, rows, beams in (("batch 1", 1, 1), ("batch 16", 16, 1), ("4 beams", 1, 4)):
+        measured = race(contenders(given.shape, rows, beams), rounds=given.rounds)
+        print(f"\n{given.shape}, {title}\n")
+        print(table(measured, "tokens"))
+        for line in short_of(measured, GOALS[title]):
+            print(f"short of the goal: {line}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Learning a vocabulary, and raw text to shards, beside tokenizers, datasets and datatrove.
+
+`python -m benchmarks.text [--corpus FILE.jsonl] [--megabytes 32]`. Without a corpus, sentences are drawn from the words
+of the quickstart's glosses. Both tasks end with the same ids; ours run as stages of a pipeline, on a Ray of their own.
+The last table has ours on 1, 2 and 4 times the text: time should grow as the text does, and memory not at all.
+"""
+
+import argparse
+import gzip
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Contender, Measured, Turn, race, short_of, table
+from benchmarks.timing import machine
+from jobs.launch_ray import RayOptions, connected, on_ray
+from pipeline.bpe import Learning, by_reference, learn
+from pipeline.runner import build
+from pipeline.stage import Context, Stage
+from pipeline.stages.corpus import CorpusConfig, CorpusStage
+from pipeline.stages.shards import ShardsConfig, ShardsStage
+from pipeline.stages.tokenizer import TokenizerFile
+from pipeline.store import Store
+
+GLOSSES = Path("data/quickstart/wordnet-glosses.txt.gz")
+VOCAB = 16384
+LEARNING = Learning(vocab_size=VOCAB, min_frequency=2, lowercase=False)
+GOALS = {"vocabulary": {"tokenizers": 5.0}, "shards": {"datasets.map": 15.0, "datatrove": 5.0}}
+
+
+def drawn_texts(megabytes: float) -> Iterator[str]:
+    """Texts of 20 to 400 words, drawn as often as they are in the glosses, so that most words are rare."""
+    words = np.array(gzip.decompress(GLOSSES.read_bytes()).decode().split())
+    random, left = np.random.default_rng(0), megabytes * 1e6
+    while left > 0:
+        text = " ".join(words[random.integers(0, len(words), random.integers(20, 400))])
+        left -= len(text)
+        yield text
+
+
+def write_corpus(file: Path, source: Path | None, megabytes: float) -> float:
+    """A jsonl file of about that size; the bytes of its texts."""
+    texts = drawn_texts(megabytes) if source is None else _first_megabytes(source, megabytes)
+    size = 0
+    with file.open("w", encoding="utf-8") as out:
+        for text in texts:
+            size += len(text.encode())
+            out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    return float(size)
+
+
+def _first_megabytes(source: Path, megabytes: float) -> Iterator[str]:
+    left = megabytes * 1e6
+    with source.open(encoding="utf-8") as lines:
+        for line in lines:
+            text = json.loads(line)["text"]
+            left -= len(text)
+            yield text
+            if left < 0:
+                return
+
+
+def texts_of(file: str) -> list[str]:
+    with Path(file).open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
+
+
+def vocabulary_ours(turn: Turn, file: str, size: float) -> None:
+    texts = texts_of(file)
+    with tempfile.TemporaryDirectory() as work:
+        while True:
+            turn(size / 1e6)
+            learn(lambda: texts, LEARNING, Path(work), torch.get_num_threads())
+
+
+def vocabulary_tokenizers(turn: Turn, file: str, size: float) -> None:
+    texts = texts_of(file)
+    while True:
+        turn(size / 1e6)
+        by_reference(texts, LEARNING)
+
+
+def shards_ours(turn: Turn, file: str, size: float, tokenizer: str) -> None:
+    """Corpus and shards, as `gristmill run` makes them; each time in a home of its own, so that nothing is reused."""
+    with tempfile.TemporaryDirectory() as place:
+        options = RayOptions(home=Path(place), cpus=torch.get_num_threads())
+        with on_ray(options) as submit:
+            connected(options)
+            for number in itertools.count():
+                turn(size / 1e6)
+                corpus = CorpusStage(config=CorpusConfig(path=file))
+                shards = ShardsStage(config=ShardsConfig(), corpus=corpus, tokenizer=Learnt(file=tokenizer))
+                list(build([shards], Store(Path(place) / str(number)), submit, cpus=options.cpus))
+
+
+def datasets_map(turn: Turn, file: str, size: float, tokenizer: str) -> None:
+    from datasets import disable_caching, disable_progress_bars, load_dataset
+    from tokenizers import Tokenizer
+
+    disable_caching()
+    disable_progress_bars()
+    encode = Tokenizer.from_file(tokenizer)
+    with tempfile.TemporaryDirectory() as place:
+        for number in itertools.count():
+            turn(size / 1e6)
+            rows: Any = load_dataset("json", data_files=file, split="train", cache_dir=f"{place}/{number}")
+            rows = rows.map(
+                lambda batch: {"ids": [found.ids for found in encode.encode_batch(batch["text"])]},
+                batched=True,
+                remove_columns=["text"],
+            )
+            rows.save_to_disk(f"{place}/{number}-out")
+
+
+def datatrove(turn: Turn, file: str, size: float, tokenizer: str) -> None:
+    from datatrove.executor import LocalPipelineExecutor  # pyright: ignore[reportMissingImports]
+    from datatrove.pipeline.readers import JsonlReader  # pyright: ignore[reportMissingImports]
+    from datatrove.pipeline.tokens import DocumentTokenizer  # pyright: ignore[reportMissingImports]
+
+    with tempfile.TemporaryDirectory() as place:
+        for number in itertools.count():
+            turn(size / 1e6)
+            LocalPipelineExecutor(
+                pipeline=[
+                    JsonlReader(str(Path(file).parent), glob_pattern=Path(file).name, doc_progress=False),
+                    DocumentTokenizer(f"{place}/{number}", tokenizer_name_or_path=tokenizer, eos_token="<|eos|>"),
+                ],
+                logging_dir=f"{place}/{number}-logs",
+            ).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnt(Stage[TokenizerFile]):
+    """A tokenizer that was learned before: the race is about the shards."""
+
+    file: str
+
+    def run(self, ctx: Context) -> None:
+        shutil.copyfile(self.file, ctx.out / "tokenizer.json")
+
+    def load(self, path: Path) -> TokenizerFile:
+        return TokenizerFile(path)
+
+
+def contenders(task: str, file: Path, size: float, tokenizer: Path) -> list[Contender]:
+    common: dict[str, Any] = {"file": str(file), "size": size}
+
+    def one(name: str, function: str, *needs: str, env: dict[str, str] | None = None, **more: Any) -> Contender:
+        return Contender(name, f"benchmarks.text:{function}", {**common, **more}, env or {}, needs)
+
+    if task == "vocabulary":
+        return [one("gristmill", "vocabulary_ours"), one("tokenizers", "vocabulary_tokenizers")]
+    peers = {"PYTHONPATH": ".peers"}
+    return [
+        one("gristmill", "shards_ours", tokenizer=str(tokenizer)),
+        one("datasets.map", "datasets_map", tokenizer=str(tokenizer)),
+        one("datatrove", "datatrove", "datatrove", env=peers, tokenizer=str(tokenizer)),
+    ]
+
+
+def scale(
+    file: Path, tokenizer: Path, source: Path | None, megabytes: float, rounds: int
+) -> list[tuple[float, Measured]]:
+    """Ours on 1, 2 and 4 times the text."""
+    found: list[tuple[float, Measured]] = []
+    for times in (1, 2, 4):
+        size = write_corpus(file, source, times * megabytes)
+        (ours, *_) = contenders("shards", file, size, tokenizer)
+        found.append((size / 1e6, race([ours], rounds=rounds)[0]))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, help="jsonl with a field text")
+    parser.add_argument("--megabytes", type=float, default=32.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory() as place:
+        file, tokenizer = Path(place) / "corpus.jsonl", Path(place) / "tokenizer.json"
+        size = write_corpus(file, given.corpus, given.megabytes)
+        learned, _ = learn(lambda: texts_of(str(file)), LEARNING, Path(place), torch.get_num_threads())
+        learned.save(str(tokenizer))
+        for task, goals in GOALS.items():
+            measured = race(contenders(task, file, size, tokenizer), rounds=given.rounds)
+            print(f"\n{task}, {size / 1e6:.0f} MB\n")
+            print(table(measured, "MB"))
+            for line in short_of(measured, goals):
+                print(f"short of the goal: {line}")
+        print("\n| MB | seconds | peak MiB, all processes |\n|---|---|---|")
+        for megabytes, ours in scale(file, tokenizer, given.corpus, given.megabytes, given.rounds):
+            print(f"| {megabytes:.0f} | {megabytes / ours.rate:.1f} | {ours.peak_mib:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()
