@@ -4,7 +4,6 @@
 bucketed loop get their texts sorted by length.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +14,7 @@ import torch
 
 from benchmarks import shapes
 from benchmarks.finetune import LABELS, labels, padded
-from benchmarks.harness import KEPT_MEMORY, Contender, Turn, race, short_of, table
-from benchmarks.timing import machine
+from benchmarks.harness import KEPT_MEMORY, Contender, Race, Turn, command_line
 from model.heads import Classifier, LanguageModel, swap_head
 from model.init import initialize
 from pipeline.bpe import blank_tokenizer
@@ -108,18 +106,9 @@ def contenders(shape: str) -> list[Contender]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(shapes.SHAPES), default="10M")
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    print(machine())
-    measured = race(contenders(given.shape), rounds=given.rounds)
-    print(f"\n{given.shape}, texts of 60 tokens in the median\n")
-    print(table(measured, "texts"))
-    for line in short_of(measured, GOALS):
-        print(f"short of the goal: {line}")
+def races(shape: str) -> Iterator[Race]:
+    yield Race(f"{shape}, texts of 60 tokens in the median", contenders(shape), "texts", GOALS)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, races)

@@ -4,7 +4,6 @@
 step. The Trainer pads each batch to its longest text, as it does by default; the loop sorts its batches by length.
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,8 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks import shapes
-from benchmarks.harness import KEPT_MEMORY, Contender, Turn, race, short_of, table
-from benchmarks.timing import machine
+from benchmarks.harness import KEPT_MEMORY, Contender, Race, Turn, command_line
 from model.heads import LanguageModel, swap_head
 from model.init import initialize
 from model.objectives import classification
@@ -150,18 +148,9 @@ def contenders(shape: str) -> list[Contender]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(shapes.SHAPES), default="10M")
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    print(machine())
-    measured = race(contenders(given.shape), rounds=given.rounds)
-    print(f"\n{given.shape}, texts of 60 tokens in the median\n")
-    print(table(measured, "texts"))
-    for line in short_of(measured, GOALS):
-        print(f"short of the goal: {line}")
+def races(shape: str) -> Iterator[Race]:
+    yield Race(f"{shape}, texts of 60 tokens in the median", contenders(shape), "texts", GOALS)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, races)

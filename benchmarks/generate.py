@@ -3,8 +3,8 @@
 `python -m benchmarks.generate [--shape 10M]`. Prompts of 16 tokens, 128 new tokens for each, never ended early.
 """
 
-import argparse
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import shapes
-from benchmarks.harness import KEPT_MEMORY, Contender, Turn, race, short_of, table
-from benchmarks.timing import machine
+from benchmarks.harness import KEPT_MEMORY, Contender, Race, Turn, command_line
 from model.beam_search import beam_search
 from model.decode import pack
 from model.generate import generate
@@ -125,19 +124,10 @@ def contenders(shape: str, rows: int, beams: int) -> list[Contender]:
     return found if beams > 1 else [*found, one("llama.cpp f32", "llama_cpp")]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(shapes.SHAPES), default="10M")
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    print(machine())
+def races(shape: str) -> Iterator[Race]:
     for title, rows, beams in (("batch 1", 1, 1), ("batch 16", 16, 1), ("4 beams", 1, 4)):
-        measured = race(contenders(given.shape, rows, beams), rounds=given.rounds)
-        print(f"\n{given.shape}, {title}\n")
-        print(table(measured, "tokens"))
-        for line in short_of(measured, GOALS[title]):
-            print(f"short of the goal: {line}")
+        yield Race(f"{shape}, {title}", contenders(shape, rows, beams), "tokens", GOALS[title])
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, races)

@@ -5,6 +5,7 @@ A contender is a function of a module that gets `turn` and its settings, prepare
 While one works the others wait. Slices go A B C, C B A, ...: what drifts with time falls on all alike.
 """
 
+import argparse
 import importlib
 import json
 import os
@@ -12,13 +13,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
+
+from benchmarks.timing import machine
 
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """Tells glibc's malloc what pipeline/memory.py tells it, for programs that do not do so themselves."""
@@ -202,11 +205,50 @@ def table(measured: Sequence[Measured], unit: str) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Race:
+    """What is raced under one title: ours first. `goals` say by how much ours should be ahead of whom."""
+
+    title: str
+    contenders: Sequence[Contender]
+    unit: str
+    goals: Mapping[str, float] = field(default_factory=dict)
+    remark: Callable[[Measured], str] | None = None
+    """What more there is to say of ours."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A race that was run: its table, and a line for each goal that was missed."""
+
+    text: str
+    missed: Sequence[str]
+
+
+def report(race_: Race, *, rounds: int, warmup: int = 1) -> Report:
+    measured = race(race_.contenders, rounds=rounds, warmup=warmup)
+    remark = f" {race_.remark(measured[0])}" if race_.remark else ""
+    missed = [f"{race_.title}: {line}" for line in short_of(measured, race_.goals)]
+    told = "".join(f"\n- short of the goal: {line}" for line in missed)
+    return Report(f"{race_.title}.{remark}\n\n{table(measured, race_.unit)}\n{told}", missed)
+
+
 def short_of(measured: Sequence[Measured], goals: Mapping[str, float]) -> list[str]:
     """A line for each rival that the first contender does not lead by its goal."""
     first, rivals = measured[0], {one.name: one for one in measured[1:]}
     leads = {name: (first.ratio(rivals[name]), goal) for name, goal in goals.items() if name in rivals}
-    return [f"{name}: {lead:.2f}x, goal {goal:.2f}x" for name, (lead, goal) in leads.items() if lead < goal]
+    return [f"{lead:.2f}x {name}, not {goal:.2f}x" for name, (lead, goal) in leads.items() if lead < goal]
+
+
+def command_line(description: str | None, races: Callable[..., Iterable[Race]]) -> None:
+    """The program of a module of races: `--shape` where they take one, and `--rounds`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=["10M", "50M"], default="10M")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    print(machine())
+    for one in races(given.shape):
+        print(f"\n{report(one, rounds=given.rounds).text}", flush=True)
 
 
 def main() -> None:

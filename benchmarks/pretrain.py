@@ -4,7 +4,6 @@
 autocast. The first table is each as it comes; in the second all have the same allocator settings and compile.
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -14,8 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import shapes
-from benchmarks.harness import KEPT_MEMORY, Contender, Measured, Turn, race, short_of, table
-from benchmarks.timing import machine
+from benchmarks.harness import KEPT_MEMORY, Contender, Measured, Race, Turn, command_line
 from model.flops import training_flops_per_token
 from model.heads import LanguageModel
 from model.init import initialize
@@ -34,6 +32,7 @@ PEERS = {"PYTHONPATH": ".peers"}
 STEPS = {"10M": 8, "50M": 3}
 """Of a slice."""
 GOALS = {"10M": {"Trainer bf16": 1.9, "litgpt bf16": 1.5}, "50M": {"Trainer bf16": 1.7, "litgpt bf16": 1.4}}
+EQUAL = ("transformers loop bf16, compiled", "Trainer bf16, compiled", "litgpt bf16, compiled")
 MFU_GOALS = {"10M": 0.45, "50M": 0.60}
 LR = 1e-3
 
@@ -186,25 +185,17 @@ def on_equal_terms(shape: str) -> list[Contender]:
     ]
 
 
-def mfu(measured: Measured, shape: str) -> float:
+def mfu(shape: str, measured: Measured) -> str:
     """Of the most that a bf16 matrix product reaches on this machine."""
     flops = training_flops_per_token(shapes.ours(shape), shapes.SEQ_LEN)
-    return measured.rate * flops / measured_matmul_flops("bf16", torch.device("cpu"), seconds=2.0)
+    share = measured.rate * flops / measured_matmul_flops("bf16", torch.device("cpu"), seconds=2.0)
+    return f"Our MFU is {100 * share:.0f} %, the goal {100 * MFU_GOALS[shape]:.0f} %."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(shapes.SHAPES), default="10M")
-    parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    print(machine())
-    for title, field in (("as they come", contenders), ("on equal terms", on_equal_terms)):
-        measured = race(field(given.shape), rounds=given.rounds)
-        print(f"\n{given.shape}, {title}; our MFU {100 * mfu(measured[0], given.shape):.0f} %\n")
-        print(table(measured, "tokens"))
-        for line in short_of(measured, GOALS[given.shape]):
-            print(f"short of the goal: {line}")
+def races(shape: str) -> Iterator[Race]:
+    yield Race(f"{shape}, as they come", contenders(shape), "tokens", GOALS[shape], partial(mfu, shape))
+    yield Race(f"{shape}, on equal terms", on_equal_terms(shape), "tokens", dict.fromkeys(EQUAL, 1.0))
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, races)

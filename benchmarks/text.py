@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import Contender, Measured, Turn, race, short_of, table
+from benchmarks.harness import Contender, Measured, Race, Turn, race, report
 from benchmarks.timing import machine
 from jobs.launch_ray import RayOptions, connected, on_ray
 from pipeline.bpe import Learning, by_reference, learn
@@ -191,11 +191,8 @@ def main() -> None:
         learned, _ = learn(lambda: texts_of(str(file)), LEARNING, Path(place), torch.get_num_threads())
         learned.save(str(tokenizer))
         for task, goals in GOALS.items():
-            measured = race(contenders(task, file, size, tokenizer), rounds=given.rounds)
-            print(f"\n{task}, {size / 1e6:.0f} MB\n")
-            print(table(measured, "MB"))
-            for line in short_of(measured, goals):
-                print(f"short of the goal: {line}")
+            one = Race(f"{task}, {size / 1e6:.0f} MB", contenders(task, file, size, tokenizer), "MB", goals)
+            print(f"\n{report(one, rounds=given.rounds).text}", flush=True)
         print("\n| MB | seconds | peak MiB, all processes |\n|---|---|---|")
         for megabytes, ours in scale(file, tokenizer, given.corpus, given.megabytes, given.rounds):
             print(f"| {megabytes:.0f} | {megabytes / ours.rate:.1f} | {ours.peak_mib:,.0f} |")
