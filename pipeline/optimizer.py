@@ -14,6 +14,7 @@ from pipeline.muon import Muon
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 _ADAPTER = re.compile(r"\.lora_[AB]\.")
+_HEAD = re.compile(r"^head\.")
 _EMBEDDING = re.compile(r"(?:^|\.)embed\.")
 
 
@@ -27,6 +28,8 @@ class OptimizerConfig:
     """AdamW's learning rate."""
     muon_lr: Annotated[float, Gt(0)] | None = None
     """Muon's learning rate; null is `lr`, which suits because Muon's updates are scaled to the size of AdamW's."""
+    head_lr: Annotated[float, Gt(0)] | None = None
+    """AdamW's learning rate of a head with weights of its own; null is `lr`."""
     weight_decay: Annotated[float, Ge(0)] = 0.1
     """Decoupled decay of the blocks' matrices, times the learning rate. Embeddings, norms, heads, adapters: none."""
     beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
@@ -79,6 +82,8 @@ def _recipe(name: str, parameter: nn.Parameter, config: OptimizerConfig, n_layer
     block = _BLOCK.search(name)
     below_top = n_layers - int(block[1]) if block else (n_layers + 1 if _EMBEDDING.search(name) else 0)
     scale, thaw = config.layer_lr_decay**below_top, config.unfreeze * below_top / (n_layers + 1)
+    if _HEAD.search(name):
+        return _Recipe("adamw", config.head_lr or config.lr, 0.0, thaw)
     if not block or parameter.ndim < 2 or _ADAPTER.search(name):
         return _Recipe("adamw", config.lr * scale, 0.0, thaw)
     if config.name == "muon" and parameter.ndim == 2:

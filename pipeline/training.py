@@ -115,6 +115,7 @@ class TrainingConfig:
                 name=self.optimizer,
                 lr=self.lr,
                 muon_lr=self.muon_lr,
+                head_lr=getattr(self, "head_lr", None),
                 weight_decay=self.weight_decay,
                 beta2=self.beta2,
                 layer_lr_decay=getattr(self, "layer_lr_decay", 1.0),

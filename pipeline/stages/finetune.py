@@ -40,6 +40,8 @@ class FinetuneConfig(TrainingConfig):
 
     lr: Annotated[float, Gt(0), Le(1)] = 5e-4
     """Peak learning rate of AdamW."""
+    head_lr: Annotated[float, Gt(0), Le(1)] | None = added(None)
+    """Peak learning rate of the head, which begins with random weights; null is `lr`."""
     epochs: Annotated[int, Ge(1)] = 3
     """Passes over the training texts, at most, unless `min_steps` asks for more."""
     min_steps: Annotated[int, Ge(0)] = added(0)

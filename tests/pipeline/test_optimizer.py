@@ -63,6 +63,15 @@ def test_muon_may_have_a_rate_of_its_own() -> None:
     assert (rates["blocks.0.0.weight"], rates["embed.weight"]) == (1e-2, 1e-3)
 
 
+def test_a_head_may_have_a_rate_of_its_own_but_not_one_that_is_the_embedding() -> None:
+    config = OptimizerConfig(lr=1e-3, head_lr=1e-2, layer_lr_decay=0.5)
+    rates = settings(build_for(Toy(), config), "lr")
+    assert (rates["head.weight"], rates["blocks.1.0.weight"]) == (1e-2, 5e-4)
+    tied = Toy()
+    tied.head.weight = tied.embed.weight
+    assert settings(build_for(tied, config), "lr")["embed.weight"] == 1e-3 * 0.5**3
+
+
 def test_lower_layers_learn_more_slowly_when_told_so() -> None:
     rates = settings(build_for(Toy(), OptimizerConfig(lr=1.0, layer_lr_decay=0.5)), "initial_lr")
     assert {n: rates[n] for n in ("head.weight", "blocks.1.0.weight", "blocks.0.1.bias", "embed.weight")} == {
