@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import Contender, Measured, Race, Turn, race, report
+from benchmarks.harness import Contender, Race, Turn, race, report
 from benchmarks.timing import machine
 from jobs.launch_ray import RayOptions, connected, on_ray
 from pipeline.bpe import Learning, by_reference, learn
@@ -166,16 +167,35 @@ def contenders(task: str, file: Path, size: float, tokenizer: Path) -> list[Cont
     ]
 
 
-def scale(
-    file: Path, tokenizer: Path, source: Path | None, megabytes: float, rounds: int
-) -> list[tuple[float, Measured]]:
-    """Ours on 1, 2 and 4 times the text."""
-    found: list[tuple[float, Measured]] = []
-    for times in (1, 2, 4):
-        size = write_corpus(file, source, times * megabytes)
-        (ours, *_) = contenders("shards", file, size, tokenizer)
-        found.append((size / 1e6, race([ours], rounds=rounds)[0]))
-    return found
+def races(shape: str = "", source: Path | None = None, megabytes: float = 32.0) -> Iterator[Race]:
+    """The files are there for as long as the races are asked for."""
+    del shape  # text has none
+    with prepared(source, megabytes) as (file, size, tokenizer):
+        for task, goals in GOALS.items():
+            yield Race(f"{task}, {size / 1e6:.0f} MB", contenders(task, file, size, tokenizer), "MB", goals)
+
+
+@contextmanager
+def prepared(source: Path | None, megabytes: float) -> Iterator[tuple[Path, float, Path]]:
+    """A corpus, its size in bytes, and a tokenizer that was learned from it."""
+    with tempfile.TemporaryDirectory() as place:
+        file, tokenizer = Path(place) / "corpus.jsonl", Path(place) / "tokenizer.json"
+        size = write_corpus(file, source, megabytes)
+        learned, _ = learn(lambda: texts_of(str(file)), LEARNING, Path(place), torch.get_num_threads())
+        learned.save(str(tokenizer))
+        yield file, size, tokenizer
+
+
+def scale(source: Path | None, megabytes: float, rounds: int) -> str:
+    """Ours on 1, 2 and 4 times the text: a table."""
+    lines = ["| MB | seconds | peak MiB, all processes |", "|---|---|---|"]
+    with prepared(source, megabytes) as (file, _, tokenizer):
+        for times in (1, 2, 4):
+            size = write_corpus(file, source, times * megabytes)
+            (ours, *_) = contenders("shards", file, size, tokenizer)
+            (measured,) = race([ours], rounds=rounds)
+            lines.append(f"| {size / 1e6:.0f} | {size / 1e6 / measured.rate:.1f} | {measured.peak_mib:,.0f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -185,17 +205,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     print(machine())
-    with tempfile.TemporaryDirectory() as place:
-        file, tokenizer = Path(place) / "corpus.jsonl", Path(place) / "tokenizer.json"
-        size = write_corpus(file, given.corpus, given.megabytes)
-        learned, _ = learn(lambda: texts_of(str(file)), LEARNING, Path(place), torch.get_num_threads())
-        learned.save(str(tokenizer))
-        for task, goals in GOALS.items():
-            one = Race(f"{task}, {size / 1e6:.0f} MB", contenders(task, file, size, tokenizer), "MB", goals)
-            print(f"\n{report(one, rounds=given.rounds).text}", flush=True)
-        print("\n| MB | seconds | peak MiB, all processes |\n|---|---|---|")
-        for megabytes, ours in scale(file, tokenizer, given.corpus, given.megabytes, given.rounds):
-            print(f"| {megabytes:.0f} | {megabytes / ours.rate:.1f} | {ours.peak_mib:,.0f} |")
+    for one in races("", given.corpus, given.megabytes):
+        print(f"\n{report(one, rounds=given.rounds).text}", flush=True)
+    print(f"\n{scale(given.corpus, given.megabytes, given.rounds)}")
 
 
 if __name__ == "__main__":

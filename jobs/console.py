@@ -121,7 +121,8 @@ def print_result(result: Mapping[str, Any]) -> None:
         console.print(Padding(result_table(task, f"{name}, test split" if name else "test split"), (1, 0)))
         _print_places(console, _places(task))
     _print_places(console, {"tracking": result["tracking_uri"]})
-    console.print(f"\nIn {result['wall_seconds']:.0f} s: {told(result['seconds'])}. Next:", soft_wrap=True)
+    _print_places(console, {"time": f"{result['wall_seconds']:.0f} s: {told(result['seconds'])}"})
+    console.print("\nNext:")
     for command in _next_commands(result["name"], tasks):
         console.print(f"  {command}", soft_wrap=True)
 

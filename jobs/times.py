@@ -64,11 +64,11 @@ def _covered(intervals: list[tuple[float, float]]) -> float:
 
 def told(seconds: dict[str, float]) -> str:
     """The parts in a line."""
-    shown = {
-        "imports and config": seconds["start"],
-        "Ray": seconds["between"],
-        "stages": seconds["stages"],
-        "MLflow": seconds["tracking"],
-    }
-    within = f"{seconds['artifacts']:.1f} s on artifacts, {seconds['checkpoints']:.1f} s on checkpoints"
-    return ", ".join(f"{name} {value:.1f} s" for name, value in shown.items()) + f" (of the stages, {within})"
+    within = f"artifacts {seconds['artifacts']:.1f} s, checkpoints {seconds['checkpoints']:.1f} s"
+    parts = (
+        f"imports and config {seconds['start']:.1f} s",
+        f"Ray {seconds['between']:.1f} s",
+        f"stages {seconds['stages']:.1f} s ({within})",
+        f"MLflow {seconds['tracking']:.1f} s",
+    )
+    return ", ".join(parts)
