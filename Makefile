@@ -3,10 +3,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .peers/.ready
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test test-slow lint setup clean
+.PHONY: quickstart test test-slow lint bench bench-short setup clean
 
 quickstart: $(READY)  ## raw text to a registered classifier, on the data in the repo
 	$(BIN)/gristmill run configs/quickstart.yaml
@@ -23,6 +24,12 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright --level error
 
+bench: $(READY) $(PEERS)  ## race the rivals, and rewrite the tables of benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.suite
+
+bench-short: $(READY) $(PEERS)  ## fails where a lead is smaller than its goal
+	$(BIN)/python -m benchmarks.suite --short
+
 setup: $(READY)
 
 # torch first and by itself, so that the build already chosen for this machine (CPU or CUDA) stays
@@ -33,5 +40,9 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
+$(PEERS): benchmarks/peers.txt $(READY)
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target .peers -r benchmarks/peers.txt
+	@touch $@
+
 clean:
-	rm -rf runs .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf runs .peers .pytest_cache .ruff_cache .import_linter_cache .hypothesis

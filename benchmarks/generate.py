@@ -81,7 +81,7 @@ def llama_cpp(turn: Turn, shape: str, rows: int) -> None:
         classifier.head.score.weight.copy_(model.head.weight[:n_labels])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        tokenizer = by_reference(["a b"], Learning(vocab_size=259, min_frequency=1, lowercase=False))
+        tokenizer = by_reference(["words that merge"], Learning(vocab_size=270, min_frequency=1, lowercase=False))
         tokenizer.save(str(folder / "tokenizer.json"))
         labels = [str(label) for label in range(n_labels)]
         gguf.write(folder, Subject(LoadedClassifier(classifier, tokenizer, labels), folder / "tokenizer.json", 1.0))
@@ -107,6 +107,7 @@ def _server(file: Path, rows: int) -> Any:
     params.n_parallel = rows
     params.n_gpu_layers = 0
     params.verbosity = -1
+    params.warmup = params.fit_params = False
     params.cpuparams.n_threads = torch.get_num_threads()
     return xllamacpp.Server(params)
 

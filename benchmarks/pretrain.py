@@ -29,7 +29,7 @@ from pipeline.training import TrainingConfig, prepare_process
 
 PEERS = {"PYTHONPATH": ".peers"}
 """Where `make bench` puts rivals whose pins do not go with ours."""
-STEPS = {"10M": 8, "50M": 3}
+STEPS = {"10M": 4, "50M": 2}
 """Of a slice."""
 GOALS = {"10M": {"Trainer bf16": 1.9, "litgpt bf16": 1.5}, "50M": {"Trainer bf16": 1.7, "litgpt bf16": 1.4}}
 EQUAL = ("transformers loop bf16, compiled", "Trainer bf16, compiled", "litgpt bf16, compiled")
