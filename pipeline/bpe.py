@@ -114,20 +114,22 @@ def by_fast(texts: Iterable[str], learning: Learning, work: Path, threads: int) 
     from gigabpe import train_bpe  # pyright: ignore[reportAttributeAccessIssue]
 
     file = work / "texts.txt"
-    with file.open("w", encoding="utf-8", newline="") as out:
-        for text in texts:
-            if STANDS_FOR_IT in text or END[1] in text:
-                raise Unsuited("a text holds a vertical tab or a NUL")
-            out.write(prepared(learning.lowercase, True, text).replace(NEWLINE, STANDS_FOR_IT) + END)
-    _, merges = train_bpe(
-        [str(file)],
-        learning.vocab_size + 1,
-        special_tokens=SPECIAL_TOKENS,
-        min_frequency=learning.min_frequency,
-        pretokenizer="bytelevel",
-        threads=threads,
-    )
-    file.unlink()
+    try:
+        with file.open("w", encoding="utf-8", newline="") as out:
+            for text in texts:
+                if STANDS_FOR_IT in text or END[1] in text:
+                    raise Unsuited("a text holds a vertical tab or a NUL")
+                out.write(prepared(learning.lowercase, True, text).replace(NEWLINE, STANDS_FOR_IT) + END)
+        _, merges = train_bpe(
+            [str(file)],
+            learning.vocab_size + 1,
+            special_tokens=SPECIAL_TOKENS,
+            min_frequency=learning.min_frequency,
+            pretokenizer="bytelevel",
+            threads=threads,
+        )
+    finally:
+        file.unlink()
     pairs = [(left.translate(_BACK), right.translate(_BACK)) for left, right in merges]
     vocab, kept = _vocabulary(pairs, learning.vocab_size)
     tokenizer = blank_tokenizer(lowercase=learning.lowercase)

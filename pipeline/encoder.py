@@ -60,7 +60,7 @@ class Encoder:
 
 
 def _first_chars(texts: Sequence[str], limit: int) -> list[str]:
-    """Some of the texts, with at most `limit` characters of each: from all over, since a file may be sorted."""
+    """About `limit` characters of texts from all over the batch: the beginning of each of some of them."""
     room = max(1, limit // max(1, len(texts)))
     return [text[: max(room, 256)] for text in texts[:: max(1, 256 * len(texts) // limit)]]
 
@@ -79,6 +79,9 @@ def fast_engine(file: Path) -> Encode | None:
     from gigatoken import Tokenizer as FastTokenizer
 
     spec = json.loads(file.read_text())
+    if any(not token["special"] for token in spec.get("added_tokens", [])):  # these are found in texts, and rarely
+        log.info("texts are encoded by %s: this tokenizer has added tokens that texts may hold", REFERENCE)
+        return None
     prepare = _taken_over(spec)
     try:
         backend = FastTokenizer.from_json(json.dumps(spec)).backend

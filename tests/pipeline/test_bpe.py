@@ -49,6 +49,7 @@ def test_a_text_with_the_character_that_stands_for_a_newline_is_left_to_the_refe
     assert engine == REFERENCE
     assert tokenizer.to_str() == by_reference(texts, SMALL).to_str()
     assert "vertical tab" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_engine_that_learns_other_merges_is_not_used(

@@ -83,6 +83,15 @@ def test_what_the_fast_engine_cannot_read_is_encoded_by_the_reference(file: Path
     assert documents(encode(["The Cät"])) == [encode_documents(tokenizer, ["The Cät"])[0].tolist()]
 
 
+def test_added_tokens_that_texts_may_hold_are_left_to_the_reference(file: Path, tmp_path: Path):
+    tokenizer = load_tokenizer(file)
+    tokenizer.add_tokens(["catfish"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encode = Encoder(tmp_path / "tokenizer.json")
+    assert encode.engine == REFERENCE
+    assert documents(encode(["a catfish"])) == [encode_documents(tokenizer, ["a catfish"])[0].tolist()]
+
+
 def test_without_the_extra_the_reference_encodes_and_says_how_to_change_that(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
