@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from model.decode import Decoding, Packed, pack
-from model.generate import left_padded, refuse_empty
+from model.generate import left_padded, refuse_empty, unseen_by
 from model.heads import LanguageModel
 
 Answer = tuple[float, list[int]]
@@ -75,10 +75,7 @@ class Tree:
 
     def first(self) -> Float32[Tensor, "rows 1 vocab"]:
         """Log-probabilities of what follows the prompts."""
-        forbidden = None
-        if self._padding is not None:
-            forbidden = self._decoding.later(self._prompt) | self._padding[:, None, None, None]
-            forbidden = forbidden & ~torch.eye(self._prompt, dtype=torch.bool, device=forbidden.device)
+        forbidden = unseen_by(self._decoding, self._prompt, self._padding)
         return self._decoding.read(self._tokens, forbidden=forbidden).float().log_softmax(-1)
 
     def grow(
@@ -91,7 +88,7 @@ class Tree:
             self._unseen[:, :, :begin] = self._unseen[:, :, :begin].gather(1, origin[..., None].expand(-1, -1, begin))
         self._unseen[:, :, begin:end] = ~self._own
         unseen = self._unseen[:, None, None, :, :end]
-        position = int(self._positions[begin])
+        position = self._prompt + (begin - self._prompt) // self._beams
         if self._window is not None:
             unseen = unseen | (position - self._positions[:end] >= self._window)
         logits = self._decoding.read(token, slice(position, position + 1), unseen, last=self._beams)

@@ -63,7 +63,7 @@ def _answers(
     done = torch.zeros_like(keys, dtype=torch.bool)
     chosen: list[Tensor] = []
     for step in range(max_new_tokens):
-        logits = decoding.read(tokens, forbidden=_forbidden(decoding, tokens.shape[1], padding))
+        logits = decoding.read(tokens, forbidden=unseen_by(decoding, tokens.shape[1], padding))
         chosen.append(_choose(logits[:, 0].float(), transforms, keys, step))
         done |= chosen[-1] == stop
         if done.all():
@@ -72,7 +72,7 @@ def _answers(
     return torch.stack(chosen, dim=1)
 
 
-def _forbidden(decoding: Decoding, new: int, padding: Tensor | None) -> Tensor | None:
+def unseen_by(decoding: Decoding, new: int, padding: Tensor | None) -> Tensor | None:
     """What the new tokens must not see: padding too, but that it sees itself, so that no softmax is over nothing."""
     if padding is None:
         return None
