@@ -21,7 +21,8 @@ class Times:
     _first: float | None = None
     _ran: list[tuple[float, float]] = field(default_factory=list)
     """From when to when each stage was built, by the process that did."""
-    _bare: dict[str, float] = field(default_factory=dict)
+    _bare: float = 0.0
+    """What the stages themselves say that they took."""
     _checkpoints: float = 0.0
 
     def note(self, event: Started | Built) -> None:
@@ -30,7 +31,7 @@ class Times:
         self._first = self._first or now
         if isinstance(event, Built) and event.status == "built":
             self._ran.append((now - event.seconds, now))
-            self._bare[event.stage.name] = float(event.notes.get("seconds", event.seconds))
+            self._bare += float(event.notes.get("seconds", event.seconds))
             self._checkpoints += float(event.notes.get("metrics", {}).get("checkpoint_seconds", 0.0))
 
     def split(self, handed_over: float, ended: float) -> dict[str, float]:
@@ -41,7 +42,7 @@ class Times:
         """
         first = self._first or handed_over
         stages = _covered(self._ran)
-        artifacts = sum(stop - start for start, stop in self._ran) - sum(self._bare.values())
+        artifacts = sum(stop - start for start, stop in self._ran) - self._bare
         parts = {
             "start": first - self.began,
             "between": max(0.0, handed_over - first - stages),

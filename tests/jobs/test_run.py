@@ -111,6 +111,15 @@ def test_generate_continues_a_prompt_the_same_way_twice(first: dict[str, Any], h
 
 
 @pytest.mark.slow
+def test_generate_searches_when_given_beams(first: dict[str, Any], home: Path):
+    command = ("generate", "smoke", "the old", "--json", "--max-new-tokens", "8", "--beams")
+    found, *others = (answer(gristmill(home, *command, "4", "--seed", seed)) for seed in ("3", "4"))
+    assert others == [found]  # nothing is drawn
+    refused = gristmill(home, *command, "0")
+    assert (refused.returncode, "--beams 0" in refused.stderr) == (2, True)
+
+
+@pytest.mark.slow
 def test_ray_makes_the_same_bytes_as_one_process(first: dict[str, Any], home: Path, tmp_path: Path):
     result = run(tmp_path, inline=False)
     assert keys(result) == keys(first)
