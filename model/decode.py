@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn.functional import embedding, linear, rms_norm, silu
+from torch.nn.functional import embedding, rms_norm, silu
 
 from model import rope
 from model.config import ModelConfig
 from model.decoder import Block
 from model.heads import LanguageModel
+from model.linear import linear
 
 Tokens = Int64[Tensor, "rows new"]
 Forbidden = Bool[Tensor, "#rows 1 1 new all"]
@@ -79,8 +80,8 @@ class Decoding:
         self._packed, self.room, self.length = packed, room, 0
         shape = (rows, cfg.n_kv_heads, room, cfg.head_dim)
         self._kept = [(like.new_empty(shape), like.new_empty(shape)) for _ in packed.layers]
-        rotation = rope.rotation(torch.arange(room, device=like.device)[None], cfg.head_dim, cfg.rope_theta)
-        self._turns = torch.complex(*rotation)[0]
+        angles = rope.angles(torch.arange(room, device=like.device)[None], cfg.head_dim, cfg.rope_theta)[0]
+        self._turns = torch.complex(angles.cos(), angles.sin())
 
     @torch.no_grad()
     def read(

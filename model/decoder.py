@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from model import attention, documents, rope
 from model.config import ModelConfig
 from model.dropout import drop
+from model.linear import Linear, matmul_dtype
 from model.masks import Pattern
 from model.mlp import SwiGLU
 from model.norm import RMSNorm
@@ -27,12 +28,13 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, cfg.head_dim
         self.attend = attention.kernel(cfg.attention)
-        self.q_proj = nn.Linear(cfg.d_model, cfg.n_heads * cfg.head_dim, bias=False)
-        self.k_proj = nn.Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim, bias=False)
-        self.v_proj = nn.Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim, bias=False)
-        self.o_proj = nn.Linear(cfg.n_heads * cfg.head_dim, cfg.d_model, bias=False)
+        self.q_proj = Linear(cfg.d_model, cfg.n_heads * cfg.head_dim)
+        self.k_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim)
+        self.v_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim)
+        self.o_proj = Linear(cfg.n_heads * cfg.head_dim, cfg.d_model)
 
     def forward(self, x: Hidden, rotation: Rotation, pattern: Pattern) -> Hidden:
+        x = x.to(matmul_dtype(x))  # once for all that read it
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
         return self.o_proj(self.attend(q, k, v, pattern).flatten(-2))

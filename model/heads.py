@@ -3,11 +3,11 @@
 import torch
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.init import initialize
+from model.linear import Linear, linear
 from model.losses import linear_cross_entropy
 from model.pooling import POOLING, SCORED
 
@@ -71,8 +71,8 @@ class ClassificationHead(nn.Module):
         if n_labels < 1:
             raise ValueError(f"n_labels={n_labels} must be >= 1")
         self.n_labels, self.pooling, self.multi_label = n_labels, pooling, multi_label
-        self.query = nn.Linear(d_model, 1, bias=False) if pooling in SCORED else None
-        self.score = nn.Linear(d_model, n_labels, bias=False)
+        self.query = Linear(d_model, 1) if pooling in SCORED else None
+        self.score = Linear(d_model, n_labels)
 
     def forward(self, hidden: Hidden, document_ids: Ids | None = None) -> Float[Tensor, "n_documents n_labels"]:
         scores = None if self.query is None else self.query(hidden)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.batch import IGNORE
+from model.linear import matmul_dtype
 
 CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**22)
 """Logits held at once: what a CPU's caches hold (16 MiB in float32), or enough rows to fill a GPU (256 MiB)."""
@@ -31,7 +32,7 @@ def linear_cross_entropy(hidden: Hidden, weight: Weight, targets: Targets) -> Fl
     Matrix products run in the autocast dtype where autocast is on, the rest in float32. When a gradient is wanted it
     is computed here, chunk by chunk, since the logits are at hand (Liger Kernel, arXiv:2410.10989).
     """
-    dtype = _matmul_dtype(hidden)
+    dtype = matmul_dtype(hidden)
     hidden, targets = _that_count(hidden, targets)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, dtype)  # pyright: ignore[reportReturnType]
@@ -100,8 +101,3 @@ def _block(logits: Tensor, targets: Tensor, with_grad: bool) -> Tensor:
         softmax.scatter_add_(1, index, softmax.new_full((1, 1), -1.0).expand_as(index))
         logits.copy_(softmax.mul_(counted[:, None]))
     return losses.sum()
-
-
-def _matmul_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import BFloat16, Bool, Int, Int32
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -63,9 +63,12 @@ class Pattern:
         return seen
 
     @cached_property
-    def forbidden(self) -> Bool[Tensor, "#batch 1 seq seq"]:
-        """True where a query does not see a key."""
-        return ~self.allowed
+    def bias(self) -> BFloat16[Tensor, "#batch 1 seq seq"]:
+        """What to add to scores of any dtype before their softmax: 0 where a query sees a key, else -infinity.
+
+        An addition is vectorised on a CPU, and filling by a mask is not: six times the time.
+        """
+        return torch.zeros_like(self.allowed, dtype=torch.bfloat16).masked_fill_(~self.allowed, float("-inf"))
 
     @property
     def dense(self) -> Bool[Tensor, "#batch 1 seq seq"] | None:

@@ -125,3 +125,11 @@ def test_shapes_are_checked_in_tests():
     q, k, v = qkv((4, 2))
     with pytest.raises(Exception, match=r"seq_k|Type-check error"):
         attention.kernel("reference")(q, k[:, :5], v, pattern())
+
+
+@pytest.mark.parametrize("changes", PATTERNS.values(), ids=PATTERNS)
+def test_scoring_a_few_queries_at_a_time_changes_nothing(changes: dict, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("model.attention.matmul.BLOCK", 3)
+    inputs = qkv((4, 2))
+    got, want = (out_and_grads(n, inputs, pattern(**changes)) for n in ("matmul", "reference"))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
