@@ -164,6 +164,9 @@ class PipelineConfig:
     model: ModelSection = ModelSection()
     pretrain: PretrainConfig | None = None
     """How to pretrain on the corpus."""
+    midtrain: PretrainConfig | None = None
+    """Go on pretraining on the same corpus with another objective: first next tokens, say, then hidden ones
+    (arXiv:2507.00994)."""
     labels: LabelsConfig | None = None
     """The labelled text of the only task; none ends the pipeline with the base model."""
     tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
@@ -189,9 +192,14 @@ class PipelineConfig:
             raise ValueError(f"init_from brings the sizes of the model: leave out {', '.join(given)} of `model`")
         if self.labels is not None and self.tasks:
             raise ValueError("give labels for one task, or tasks for several, not both")
+        if self.midtrain is not None and self.pretrain is None:
+            raise ValueError("midtrain goes on after pretrain, and there is none")
         for name in self.tasks:
             if not TASK_NAME.fullmatch(name):
                 raise ValueError(f"tasks.{name}: a task is named by lower-case letters, digits, - and _")
+        self._check_engines()
+
+    def _check_engines(self) -> None:
         for section, settings in self._trainings():
             if self.cluster.workers != 1 and settings.engine == "plain":
                 raise ValueError(
@@ -206,7 +214,7 @@ class PipelineConfig:
         return {**tree, "tasks": {name: _over_own_sections(tree, task) for name, task in tasks.items()}}
 
     def _trainings(self) -> Iterator[tuple[str, TrainingConfig]]:
-        sections = {"pretrain": self.pretrain, "adapt": self.adapt, "finetune": self.finetune}
+        sections = {name: getattr(self, name) for name in ("pretrain", "midtrain", "adapt", "finetune")}
         for name, task in self.tasks.items():
             sections |= {f"tasks.{name}.adapt": task.adapt, f"tasks.{name}.finetune": task.finetune}
         yield from ((name, section) for name, section in sections.items() if section is not None)
@@ -281,6 +289,9 @@ def assemble(config: PipelineConfig) -> Graph:
         shards = ShardsStage(config=config.shards, corpus=corpus, tokenizer=tokenizer)
         base = pretrain(config, config.pretrain, shards, base)
         trunk += [shards, base]
+        if config.midtrain:
+            base = pretrain(config, config.midtrain, shards, base, "midtrain")
+            trunk.append(base)
     assert base is not None, "there is a model to start from, or pretraining"
     learned = corpus if config.pretrain else None
     branches = {name: branch(config, name, task, base, learned) for name, task in config.all_tasks.items()}

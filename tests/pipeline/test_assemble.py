@@ -8,6 +8,7 @@ import pytest
 from pipeline.assemble import Graph, PipelineConfig, assemble
 from pipeline.config import load
 from pipeline.errors import UsageError
+from pipeline.stages.pretrain import Pretrain
 
 TWO_TASKS = """
 extends: SMOKE
@@ -63,6 +64,24 @@ def test_a_masked_objective_reads_both_ways_and_has_a_token_more(tmp_path: Path)
     plain, other = graph(tmp_path, TWO_TASKS).branches.values()
     assert (plain.finetune.model.causal, plain.finetune.model.vocab_size) == (True, 512)
     assert (other.finetune.model.causal, other.finetune.model.vocab_size) == (False, 513)
+
+
+def test_a_second_phase_of_pretraining_goes_on_from_the_first_on_the_same_shards(tmp_path: Path):
+    text = "extends: SMOKE\nmidtrain: {objective: masked_next_token, steps: 2}\nadapt: {steps: 2}"
+    made = graph(tmp_path, text)
+    first, second = made.trunk[-2:]
+    assert isinstance(first, Pretrain)
+    assert isinstance(second, Pretrain)
+    assert second.base == first
+    assert second.shards == first.shards
+    assert (first.model.causal, second.model.causal) == (True, False)
+    assert made.branches[""].adapted.base == second
+    assert second.name == "pretrain-midtrain"
+
+
+def test_a_second_phase_needs_a_first(tmp_path: Path):
+    with pytest.raises(UsageError, match="midtrain goes on after pretrain"):
+        graph(tmp_path, "name: a\ninit_from: models:/base\nmidtrain: {steps: 2}")
 
 
 def test_the_only_task_and_one_of_several_are_the_same_artifact(tmp_path: Path):
