@@ -16,9 +16,9 @@ from torch import Tensor
 
 from model import variants
 from model.batch import Loss
-from model.objectives._masking import Masking
+from model.objectives._masking import Masking, hide
 
-__all__ = ["Masking", "Objective", "Pretraining", "objective", "pretraining"]
+__all__ = ["Masking", "Objective", "Pretraining", "hide", "objective", "pretraining"]
 
 Objective = Callable[..., Loss]
 
