@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Encoder:
     """Encodes as `tokenizer.json` says. Judges the fast engine by the first texts it gets; `engine` is what it uses."""
 
     def __init__(self, file: Path, fast: Callable[[Path], Encode | None] | None = None) -> None:
-        self._reference = partial(_by_reference, load_tokenizer(file))
+        self._reference = reference_engine(file)
         self._fast = (fast or fast_engine)(file)
         self._judged = False
 
@@ -71,6 +71,13 @@ def _by_reference(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
     return Encoded(np.concatenate([*documents, np.empty(0, np.int32)]).astype(np.uint32), lengths)
 
 
+@lru_cache(maxsize=1)
+def reference_engine(file: Path) -> Encode:
+    """`tokenizers` itself. As below, a process that encodes shard after shard loads the file once."""
+    return partial(_by_reference, load_tokenizer(file))
+
+
+@lru_cache(maxsize=1)
 def fast_engine(file: Path) -> Encode | None:
     """The fast engine, or None, which is logged, where it is not installed or does not know a part of this file."""
     if importlib.util.find_spec(FAST) is None:
