@@ -9,7 +9,7 @@ from model.decoder import Decoder
 from model.init import initialize
 from model.linear import Linear, linear
 from model.losses import linear_cross_entropy
-from model.pooling import POOLING, SCORED, WIDTH
+from model.pooling import POOLING, SCORED
 
 Tokens = Int64[Tensor, "batch seq"]
 Ids = Int[Tensor, "batch seq"]
@@ -72,7 +72,7 @@ class ClassificationHead(nn.Module):
             raise ValueError(f"n_labels={n_labels} must be >= 1")
         self.n_labels, self.pooling, self.multi_label = n_labels, pooling, multi_label
         self.query = Linear(d_model, 1) if pooling in SCORED else None
-        self.score = Linear(WIDTH.get(pooling, 1) * d_model, n_labels)
+        self.score = Linear(d_model, n_labels)
 
     def forward(self, hidden: Hidden, document_ids: Ids | None = None) -> Float[Tensor, "n_documents n_labels"]:
         scores = None if self.query is None else self.query(hidden)

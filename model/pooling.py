@@ -10,7 +10,7 @@ from model import documents
 
 Hidden = Float[Tensor, "batch seq d_model"]
 Scores = Float[Tensor, "batch seq 1"]
-Pooled = Float[Tensor, "n_documents width_x_d_model"]
+Pooled = Float[Tensor, "n_documents d_model"]
 Ids = Int[Tensor, "batch seq"]
 Pool = Callable[[Hidden, Ids | None, Scores | None], Pooled]
 
@@ -40,14 +40,6 @@ def mean(hidden: Hidden, ids: Ids | None, scores: Scores | None = None) -> Poole
     return torch.segment_reduce(wide[ids != documents.PADDING], "mean", lengths=_lengths(ids)).to(hidden.dtype)
 
 
-def mean_max(hidden: Hidden, ids: Ids | None, scores: Scores | None = None) -> Pooled:
-    """The mean beside the highest value of each channel (concat pooling, arXiv:1801.06146): one word can decide."""
-    if ids is None:
-        return torch.cat([mean(hidden, ids, scores), hidden.amax(dim=1)], dim=1)
-    highest = torch.segment_reduce(_wide(hidden)[ids != documents.PADDING], "max", lengths=_lengths(ids))
-    return torch.cat([mean(hidden, ids, scores), highest.to(hidden.dtype)], dim=1)
-
-
 def attention(hidden: Hidden, ids: Ids | None, scores: Scores | None) -> Pooled:
     """A weighted mean: a state counts by the softmax of its score over its document (Yang et al. 2016, equation 6).
 
@@ -75,14 +67,6 @@ def _lengths(ids: Ids) -> Int64[Tensor, " n_documents"]:
     return torch.diff(first_token, append=real.sum()[None])
 
 
-POOLING: Mapping[str, Pool] = {
-    "last": last,
-    "first": first,
-    "mean": mean,
-    "mean_max": mean_max,
-    "attention": attention,
-}
+POOLING: Mapping[str, Pool] = {"last": last, "first": first, "mean": mean, "attention": attention}
 SCORED = ("attention",)
 """Those that weigh each state by a score that a head learns to give."""
-WIDTH: Mapping[str, int] = {"mean_max": 2}
-"""Of the vector of a document, in d_model; 1 for those not named."""

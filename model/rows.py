@@ -16,7 +16,7 @@ from model.masks import Pattern, causal, window
 Hidden = Float[Tensor, "batch seq d_model"]
 Mask = Int64[Tensor, "batch seq"]
 Scores = Float[Tensor, "batch seq 1"]
-Pooled = Float[Tensor, "batch width_x_d_model"]
+Pooled = Float[Tensor, "batch d_model"]
 
 KERNEL = "reference"
 """The attention kernel whose numbers define the others, and whose operators every exporter knows."""
@@ -42,12 +42,6 @@ def mean(hidden: Hidden, mask: Mask, scores: Scores | None) -> Pooled:
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def mean_max(hidden: Hidden, mask: Mask, scores: Scores | None) -> Pooled:
-    """As `pooling.mean_max`."""
-    highest = hidden.masked_fill(mask[:, :, None] == 0, float("-inf")).amax(dim=1)
-    return torch.cat([mean(hidden, mask, scores), highest], dim=1)
-
-
 def attention(hidden: Hidden, mask: Mask, scores: Scores | None) -> Pooled:
     """As `pooling.attention`."""
     assert scores is not None, "attention pooling needs scores"
@@ -59,7 +53,6 @@ ROWS: Mapping[str, Callable[[Hidden, Mask, Scores | None], Pooled]] = {
     "last": last,
     "first": first,
     "mean": mean,
-    "mean_max": mean_max,
     "attention": attention,
 }
 """Every pooling of `model.pooling`, by its name there, for float32 rows that hold one document each."""

@@ -58,9 +58,8 @@ class FinetuneConfig(TrainingConfig):
     """Inner width of each adapter of method lora."""
     lora_alpha: Annotated[float, Gt(0)] = added(16.0)
     """What an adapter adds is scaled by this over its rank."""
-    pooling: Literal["last", "first", "mean", "mean_max", "attention"] = "last"
-    """How a text becomes one vector: a token's, the mean, that and the maximum, or a learned weighing. A stock Llama
-    export needs last."""
+    pooling: Literal["last", "first", "mean", "attention"] = "last"
+    """How a text becomes one vector: a token's, the mean, or a learned weighing. A stock Llama export needs last."""
     bidirectional: bool = added(False)
     """Let each token see the whole text, also in a body pretrained from left to right. It has no stock Llama export."""
     seq_len: Annotated[int, Ge(2)] | None = added(None)

@@ -72,7 +72,7 @@ def test_pooling_is_differentiable_under_autocast(pooling: str):
 
 
 def test_unknown_pooling_and_no_labels_are_refused():
-    with pytest.raises(ValueError, match="pooling='max' must be one of last, first, mean, mean_max, attention"):
+    with pytest.raises(ValueError, match="pooling='max' must be one of last, first, mean, attention"):
         swap_head(language_model(), 3, "max", 0)
     with pytest.raises(ValueError, match="n_labels=0 must be >= 1"):
         swap_head(language_model(), 0, "last", 0)
