@@ -1,6 +1,8 @@
 """Pretraining: a body learns from the tokens of the shards alone, next ones or hidden ones."""
 
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +23,7 @@ from model.objectives import Masking, Pretraining, pretraining
 from pipeline import checkpoint
 from pipeline.batches import Examples, LanguageSampling, language_batches
 from pipeline.engine import Engine
+from pipeline.errors import EnvironmentProblem
 from pipeline.identity import added, knob
 from pipeline.plots import training_curve
 from pipeline.stage import Context, RankContext, Resources, Stage
@@ -59,6 +62,9 @@ class PretrainConfig(TrainingConfig):
     """Tokens of the validation split that a validation reads at most."""
     samples: Annotated[int, Ge(0)] = 4
     """Texts that the finished model writes from nothing, to be read by a person; none if it reads both ways."""
+    compile: bool = added(False)
+    """Fuse what the body does between its matrix products (torch.compile), which takes half a minute at the start of
+    every process: for long runs. Needs a C++ compiler."""
     spike_sigma: Annotated[float, Ge(0)] = 6.0
     """A step whose loss or gradient norm lies this many deviations above those of late is not taken; 0 takes any."""
 
@@ -113,6 +119,8 @@ class Pretrain(Stage[LanguageModelFiles]):
         initialize(model, self.seed)
         if self.base is not None:
             take_over(model, ctx.open(self.base).load().model)
+        if cfg.compile:
+            compile_body(model)
         with TrainingRun(
             ctx,
             cfg,
@@ -159,7 +167,8 @@ class Pretrain(Stage[LanguageModelFiles]):
         batches = language_batches(
             stream, seq_len, size, rows, examples, rank=engine.rank, world_size=engine.world_size
         )
-        losses = [engine.forward(partial(self._objective.loss, batch=batch.to(engine.device))) for batch in batches]
+        with torch.compiler.set_stance("force_eager"):  # what compiling it would take is more than it would save
+            losses = [engine.forward(partial(self._objective.loss, batch=batch.to(engine.device))) for batch in batches]
         nats = float(engine.sum(torch.stack([loss.sum for loss in losses]).sum()))
         targets = int(engine.sum(torch.stack([loss.count for loss in losses]).sum()))
         mean = nats / max(targets, 1)
@@ -197,6 +206,19 @@ class Pretrain(Stage[LanguageModelFiles]):
         quality = next(f"{n} loss {last[f'{n}/loss']:.3f}" for n in ("val", "train") if f"{n}/loss" in last)
         quality += f", {last['val/bpb']:.3f} bits/byte" if "val/bpb" in last else ""
         ctx.notes["headline"] = f"{quality}, {speed:,.0f} tokens/s, MFU {100 * mfu:.0f} %"
+
+
+def compile_body(model: LanguageModel) -> None:
+    """Have the body compiled when it first runs, in place: parameters keep their names.
+
+    Raises EnvironmentProblem if there is nothing to compile it with.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise EnvironmentProblem(
+            f"pretrain.compile needs a C++ compiler, and {compiler} is not here: install it, or set compile to false"
+        )
+    model.body.compile(dynamic=False)
 
 
 @torch.no_grad()

@@ -275,3 +275,13 @@ finetune: {{epochs: 1, method: head}}
 
     refused = gristmill(home, "run", str(config), "--json", "--set", "init_from=models:/smoke@nobody")
     assert (refused.returncode, "candidate" in refused.stderr) == (2, True), refused.stderr
+
+
+@pytest.mark.slow
+def test_a_compiled_body_learns_what_the_plain_one_does_and_is_saved_as_it(tmp_path: Path):
+    """In processes of their own: torch.compile does not read what checks shapes in these tests."""
+    base = ["labels=null", "export=null", "pretrain.steps=6", "pretrain.precision=fp32"]
+    made = [keys(run(tmp_path, *base, f"pretrain.compile={yes}"))["pretrain"] for yes in ("false", "true")]
+    assert made[0] != made[1]
+    plain, compiled = (load_file(tmp_path / "store" / "pretrain" / key / "model.safetensors") for key in made)
+    torch.testing.assert_close(compiled, plain, atol=1e-3, rtol=1e-2)

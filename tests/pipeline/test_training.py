@@ -20,7 +20,7 @@ from pipeline import ledger
 from pipeline.batches import LanguageSampling
 from pipeline.checkpointing import Checkpoints
 from pipeline.classify import probabilities
-from pipeline.errors import Preempted, UsageError
+from pipeline.errors import EnvironmentProblem, Preempted, UsageError
 from pipeline.guard import Guard
 from pipeline.meter import Meter
 from pipeline.runner import Built, build, submit_here
@@ -157,6 +157,12 @@ def test_recomputing_activations_runs_blocks_again_and_changes_neither_key_nor_b
             found.append(built(make(activation_checkpointing=recomputed), tmp_path / str(i)))
     assert runs[1] > runs[0]
     assert (found[0].key, found[0].digest) == (found[1].key, found[1].digest)
+
+
+def test_compiling_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(EnvironmentProblem, match="no-such-compiler is not here: install it"):
+        built(pretraining(compile=True), tmp_path)
 
 
 def losses(sampling: LanguageSampling, steps: int = 6) -> tuple[list[float], dict[str, torch.Tensor]]:
