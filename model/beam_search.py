@@ -16,7 +16,7 @@ from model.heads import LanguageModel
 Answer = tuple[float, list[int]]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def beam_search(
     model: LanguageModel | Packed,
     prompts: list[list[int]],

@@ -83,7 +83,7 @@ class Decoding:
         angles = rope.angles(torch.arange(room, device=like.device)[None], cfg.head_dim, cfg.rope_theta)[0]
         self._turns = torch.complex(angles.cos(), angles.sin())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read(
         self, tokens: Tokens, positions: slice | None = None, forbidden: Forbidden | None = None, last: int = 1
     ) -> Float[Tensor, "rows last vocab"]:

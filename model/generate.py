@@ -15,7 +15,7 @@ from model.heads import LanguageModel
 Chosen = Int64[Tensor, " batch"]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: LanguageModel | Packed,
     prompts: list[list[int]],
