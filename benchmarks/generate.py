@@ -119,6 +119,7 @@ def contenders(shape: str, rows: int, beams: int) -> list[Contender]:
     found = [
         one("gristmill f32", "ours", beams=beams, dtype="float32"),
         one("gristmill bf16", "ours", beams=beams, dtype="bfloat16"),
+        one("gristmill int8", "ours", beams=beams, dtype="int8"),
         one("transformers", "transformers", beams=beams),
         one("transformers, memory kept", "transformers", KEPT_MEMORY, beams=beams),
     ]

@@ -92,9 +92,13 @@ def continue_prompts(
     top_p: float | None,
     seed: int,
     beams: int,
+    precision: str,
 ) -> list[dict[str, str]]:
-    """`[{"prompt", "text"}]`: what a language model writes after each prompt."""
+    """`[{"prompt", "text"}]`: what a language model writes after each prompt, from weights of that precision."""
+    import torch
+
     from model.beam_search import beam_search
+    from model.decode import pack
     from model.decoding import chain
     from model.generate import generate
     from pipeline.tokens import encode_documents, special_ids
@@ -110,10 +114,12 @@ def continue_prompts(
     ends = special_ids(loaded.tokenizer)
     ids = [tokens if prompt else [ends.bos] for prompt, tokens in zip(prompts, ids, strict=True)]
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": ends.eos}
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+    packed = pack(loaded.model, dtypes[precision])
     if beams > 1:
-        answers = beam_search(loaded.model, ids, beams=beams, **how)
+        answers = beam_search(packed, ids, beams=beams, **how)
     else:
-        answers = generate(loaded.model, ids, transforms=chain(rules), seed=seed, **how)
+        answers = generate(packed, ids, transforms=chain(rules), seed=seed, **how)
     return [
         {"prompt": prompt, "text": loaded.tokenizer.decode(answer)}
         for prompt, answer in zip(prompts, answers, strict=True)

@@ -17,35 +17,36 @@ from model import rope
 from model.config import ModelConfig
 from model.decoder import Block
 from model.heads import LanguageModel
-from model.linear import linear
+from model.linear import Product, laid_out, rounded
 
 Tokens = Int64[Tensor, "rows new"]
 Forbidden = Bool[Tensor, "#rows 1 1 new all"]
 
 
 class Layer(NamedTuple):
-    """The weights of a block, each [outputs, inputs]."""
+    """The products of a block."""
 
-    qkv: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A language model's weights as `Decoding` wants them, all of one dtype."""
+    """A language model's weights as `Decoding` wants them. What is computed has the dtype of `embed`."""
 
     cfg: ModelConfig
     embed: Float[Tensor, "vocab d_model"]
     layers: list[Layer]
-    head: Float[Tensor, "vocab d_model"]
+    head: Product
 
 
 @torch.no_grad()
 def pack(model: LanguageModel | Packed, dtype: torch.dtype | None = None) -> Packed:
     """A copy of the weights; None keeps their dtype. Raises ValueError for a body that reads both ways.
 
+    int8 rounds the matrices of blocks and head, of which a CPU reads a quarter then, and computes in bfloat16.
     What is packed already is given back, so that who generates often packs once.
     """
     if isinstance(model, Packed):
@@ -54,6 +55,7 @@ def pack(model: LanguageModel | Packed, dtype: torch.dtype | None = None) -> Pac
     if not cfg.causal:
         raise ValueError("causal=False cannot be read token by token: those to come would change what was read")
     dtype = dtype or body.embed.weight.dtype
+    product = rounded if dtype == torch.int8 else lambda weight: laid_out(weight.to(dtype))
     layers: list[Layer] = []
     for block in body.blocks:
         assert isinstance(block, Block)
@@ -62,8 +64,9 @@ def pack(model: LanguageModel | Packed, dtype: torch.dtype | None = None) -> Pac
         k = _pairs_together(attention.k_proj.weight, cfg.head_dim)
         qkv = torch.cat([q, k, attention.v_proj.weight]) * block.attention_norm.weight
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * block.mlp_norm.weight
-        layers.append(Layer(*(w.to(dtype) for w in (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))))
-    return Packed(cfg, body.embed.weight.to(dtype), layers, (model.head.weight * body.norm.weight).to(dtype))
+        layers.append(Layer(*map(product, (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))))
+    embed = body.embed.weight.to(torch.bfloat16 if dtype == torch.int8 else dtype)
+    return Packed(cfg, embed, layers, product(model.head.weight * body.norm.weight))
 
 
 def _pairs_together(weight: Tensor, head_dim: int) -> Tensor:
@@ -99,18 +102,24 @@ class Decoding:
         turns = self._turns[positions or here]
         if forbidden is None and (new > 1 or cfg.sliding_window is not None):
             forbidden = self.later(new)
-        x = embedding(tokens, self._packed.embed)
+        with torch.autocast(tokens.device.type, enabled=False):  # the weights say what is computed in
+            x = self._read(tokens, turns, here, forbidden)
+            self.length = here.stop
+            return self._packed.head(_normed(x[:, -last:], cfg))
+
+    def _read(self, tokens: Tokens, turns: Tensor, here: slice, forbidden: Forbidden | None) -> Tensor:
+        """The residual stream at its end, with keys and values kept `here`."""
+        cfg, x = self._packed.cfg, embedding(tokens, self._packed.embed)
         for layer, (keys, values) in zip(self._packed.layers, self._kept, strict=True):
-            qkv = linear(_normed(x, cfg), layer.qkv).unflatten(-1, (-1, cfg.head_dim))
+            qkv = layer.qkv(_normed(x, cfg)).unflatten(-1, (-1, cfg.head_dim))
             turned = _turned(qkv[:, :, : -cfg.n_kv_heads], turns)
             keys[:, :, here] = turned[:, :, cfg.n_heads :].transpose(1, 2)
             values[:, :, here] = qkv[:, :, -cfg.n_kv_heads :].transpose(1, 2)
             mixed = _attend(turned[:, :, : cfg.n_heads], keys[:, :, : here.stop], values[:, :, : here.stop], forbidden)
-            x = x + linear(mixed, layer.out)
-            gate, up = linear(_normed(x, cfg), layer.gate_up).chunk(2, dim=-1)
-            x = x + linear(silu(gate) * up, layer.down)
-        self.length = here.stop
-        return linear(_normed(x[:, -last:], cfg), self._packed.head)
+            x = x + layer.out(mixed)
+            gate, up = layer.gate_up(_normed(x, cfg)).chunk(2, dim=-1)
+            x = x + layer.down(silu(gate) * up)
+        return x
 
     def later(self, new: int) -> Forbidden:
         """What new tokens must not see of the kept ones and of each other: what comes later, or lies too far."""

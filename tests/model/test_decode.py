@@ -45,3 +45,15 @@ def test_what_does_not_fit_or_reads_both_ways_is_refused():
         decoding.read(tokens(1, 2))
     with pytest.raises(ValueError, match="causal=False"):
         pack(language_model(causal=False))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.03), (torch.int8, 0.05)])
+def test_rounded_weights_give_nearly_the_same_logits(dtype: torch.dtype, error: float):
+    model, text = language_model(d_model=64, d_ff=96, n_heads=4, n_kv_heads=2, vocab_size=96), tokens(3, 9)
+    exact, near = (Decoding(pack(model, of), rows=3, room=9).read(text, last=9).float() for of in (None, dtype))
+    assert (near - exact).norm() < error * exact.norm()
+
+
+def test_int8_holds_a_quarter_of_the_matrices():
+    product = pack(language_model(d_model=64), torch.int8).layers[0].down
+    assert product.args[0].dtype == torch.int8  # pyright: ignore[reportFunctionMemberAccess]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from model.linear import Linear, linear, matmul_dtype
+from model.linear import Linear, laid_out, linear, matmul_dtype, rounded
 
 
 def pair(rows: int, inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,3 +39,23 @@ def test_an_exported_graph_holds_standard_operators_only():
     with torch.no_grad():
         graph = torch.export.export(layer, (torch.randn(64, 256),))
     assert "mkldnn" not in str(graph)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_a_weight_that_is_laid_out_gives_the_same_product(rows: int, dtype: torch.dtype):
+    x, weight = (part.to(dtype) for part in pair(rows, 64, 33))
+    with torch.no_grad():
+        got, want = laid_out(weight)(x.view(1, rows, 64)), (x.double() @ weight.double().T)[None]
+    assert got.dtype == dtype
+    assert (got.double() - want).norm() <= 2 * torch.finfo(dtype).eps * want.norm()
+
+
+@pytest.mark.parametrize("inputs", [16, 17, 40, 48, 64])
+def test_a_weight_in_int8_gives_nearly_the_same_product(inputs: int):
+    x, weight = pair(5, inputs, 33)
+    with torch.no_grad():
+        got = rounded(weight)(x.bfloat16().view(1, 5, inputs))
+    assert got.shape == (1, 5, 33)
+    assert got.dtype == torch.bfloat16
+    assert (got[0].float() - x @ weight.T).norm() < 0.02 * (x @ weight.T).norm()
