@@ -1,45 +1,54 @@
 """What to pretrain for and how to pool: the test macro-F1 of each on a few tasks.
 
 `python -m benchmarks.objectives --corpus FILE --tasks FOLDER --only TASK TASK`, other arguments as of benchmarks.tasks.
-The bases differ in `pretrain.objective` alone; a fine-tuned body reads both ways where its base did, or where the row
-says so. One seed.
+All bases see as many tokens of the corpus, and none goes on with the texts of a task. A fine-tuned body reads both ways
+where its base did, or where the row says so. One seed.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from benchmarks.tasks import Study, arguments
+from benchmarks.tasks import Study, parser
 
-ROWS = {
-    "next token, last": ("next_token", "last", False),
-    "next token, mean": ("next_token", "mean", False),
-    "next token, mean, then both ways": ("next_token", "mean", True),
-    "masked next token, mean": ("masked_next_token", "mean", False),
-    "masked, mean": ("masked", "mean", False),
-    "masked, attention": ("masked", "attention", False),
-    "masked, first": ("masked", "first", False),
-}
-"""What a row is called -> objective, pooling, whether fine-tuning opens a causal body to both ways."""
+SECOND_PHASE = 0.4
+"""Of the tokens, where there are two phases."""
+COMMON = ("adapt=null", "export=null", "evaluate.baselines=[]", "evaluate.contamination=false")
 
 
-def score(study: Study, tasks: Sequence[str], objective: str, pooling: str, both_ways: bool) -> list[float]:
-    settings = (
-        f"pretrain.objective={objective}",
-        f"finetune.pooling={pooling}",
-        f"finetune.bidirectional={str(both_ways).lower()}",
-        "export=null",
-        "evaluate.baselines=[]",
-        "evaluate.contamination=false",
-    )
-    return [study.run(task, *settings)["macro_f1"] for task in tasks]
+def rows(tokens: int) -> Mapping[str, Sequence[str]]:
+    """What a row is called -> what is set for it."""
+
+    def one(objective: str, pooling: str, both_ways: bool = False) -> list[str]:
+        base = [f"pretrain.objective={objective}", f"pretrain.tokens={tokens}", "midtrain=null"]
+        return [*base, f"finetune.pooling={pooling}", f"finetune.bidirectional={str(both_ways).lower()}"]
+
+    later = round(SECOND_PHASE * tokens)
+    phases = [f"pretrain.tokens={tokens - later}", f"midtrain.tokens={later}", "finetune.pooling=mean"]
+    return {
+        "next token, last": one("next_token", "last"),
+        "next token, mean": one("next_token", "mean"),
+        "next token, mean, then both ways": one("next_token", "mean", both_ways=True),
+        "next token, then masked next token, mean": phases,
+        "masked next token, mean": one("masked_next_token", "mean"),
+        "masked, mean": one("masked", "mean"),
+        "masked, attention": one("masked", "attention"),
+        "masked, first": one("masked", "first"),
+    }
+
+
+def score(study: Study, tasks: Sequence[str], settings: Sequence[str]) -> list[float]:
+    return [study.run(task, *settings, *COMMON)["macro_f1"] for task in tasks]
 
 
 def main() -> None:
-    given, study = arguments()
+    own = parser(__doc__)
+    own.add_argument("--tokens", type=int, default=8_000_000, help="of the corpus, that each base sees")
+    given = own.parse_args()
+    study = Study(given.corpus, given.tasks, tuple(given.set))
     tasks = given.only or study.names
     print(f"| pretrained for, pooled by | {' | '.join(tasks)} | mean |\n|---|{'---|' * (len(tasks) + 1)}")
-    for name, row in ROWS.items():
-        scores = score(study, tasks, *row)
+    for name, settings in rows(given.tokens).items():
+        scores = score(study, tasks, settings)
         print(f"| {name} | {' | '.join(f'{s:.3f}' for s in (*scores, statistics.mean(scores)))} |", flush=True)
 
 

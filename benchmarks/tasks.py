@@ -86,20 +86,21 @@ def verdict(rows: Sequence[Row]) -> str:
     return "; ".join(f"above {rival} on {n} of {len(rows)}" for rival, n in leads.items())
 
 
-def arguments() -> tuple[argparse.Namespace, Study]:
+def parser(description: str | None) -> argparse.ArgumentParser:
     """What studies of these tasks have in common."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="text to pretrain on")
-    parser.add_argument("--tasks", type=Path, required=True, help=f"folder of TASK{SUFFIX}")
-    parser.add_argument("--only", nargs="+", metavar="TASK", help="leave out the others")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of gristmill run")
-    given = parser.parse_args()
-    return given, Study(given.corpus, given.tasks, tuple(given.set))
+    common = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common.add_argument("--corpus", type=Path, required=True, help="text to pretrain on")
+    common.add_argument("--tasks", type=Path, required=True, help=f"folder of TASK{SUFFIX}")
+    common.add_argument("--only", nargs="+", metavar="TASK", help="leave out the others")
+    common.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of gristmill run")
+    return common
 
 
 def main() -> None:
-    given, study = arguments()
+    own = parser(__doc__)
+    own.add_argument("--seeds", type=int, default=3)
+    given = own.parse_args()
+    study = Study(given.corpus, given.tasks, tuple(given.set))
     print(HEAD)
     rows = []
     for task in given.only or study.names:
