@@ -71,7 +71,7 @@ def _by_onednn(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _by_int8(weight: Tensor, scales: Tensor, x: Tensor) -> Tensor:
-    return torch._weight_int8pack_mm(x.flatten(0, -2), weight, scales).unflatten(0, x.shape[:-1])
+    return torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), weight, scales).unflatten(0, x.shape[:-1])
 
 
 def _onednn() -> bool:

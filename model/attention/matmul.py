@@ -55,7 +55,7 @@ class _Attention(torch.autograd.Function):
         for weights, (queries, keys) in zip(kept, _blocks(q.shape[1], ctx.block), strict=True):
             of_v[:, keys] += weights.mT @ grad[:, queries]
             of_weights = grad[:, queries] @ v[:, keys].mT
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_q[:, queries] = of_scores @ k[:, keys]
             of_k[:, keys] += of_scores.mT @ q[:, queries]
         return of_q, of_k, of_v, None, None
