@@ -54,3 +54,9 @@ used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(used.ru_utime + used.ru_stime)
 """
     assert min(float(run(sys.executable, "-c", code).stdout) for _ in range(3)) < 0.5
+
+
+def test_a_command_does_not_pay_for_torchs_compiler():
+    """Its import takes seconds, and every process of a run would pay them."""
+    code = "import pipeline.assemble, model.generate, sys; sys.exit('torch._dynamo' in sys.modules)"
+    assert run(sys.executable, "-c", code).returncode == 0

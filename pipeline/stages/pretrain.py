@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,7 @@ class Pretrain(Stage[LanguageModelFiles]):
         batches = language_batches(
             stream, seq_len, size, rows, examples, rank=engine.rank, world_size=engine.world_size
         )
-        with torch.compiler.set_stance("force_eager"):  # what compiling it would take is more than it would save
+        with _not_compiled() if self.config.compile else nullcontext():
             losses = [engine.forward(partial(self._objective.loss, batch=batch.to(engine.device))) for batch in batches]
         nats = float(engine.sum(torch.stack([loss.sum for loss in losses]).sum()))
         targets = int(engine.sum(torch.stack([loss.count for loss in losses]).sum()))
@@ -219,6 +220,11 @@ def compile_body(model: LanguageModel) -> None:
             f"pretrain.compile needs a C++ compiler, and {compiler} is not here: install it, or set compile to false"
         )
     model.body.compile(dynamic=False)
+
+
+def _not_compiled() -> AbstractContextManager[Any]:
+    """Run as it stands what has been compiled: forward passes of another kind would take longer to compile."""
+    return torch.compiler.set_stance("force_eager")  # which imports the compiler: seconds
 
 
 @torch.no_grad()
