@@ -394,5 +394,6 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
         (tmp_path / str(variant) / "step-00000006", expected) for variant in SHARED[1:]
     ]:
         state = checkpoint.load(path).state
-        torch.testing.assert_close(dict(state.params), dict(whole.params), rtol=1e-4, atol=1e-6)
+        # AdamW divides by the size of a gradient: where that is all rounding, so is a part of the step (rate 1e-3)
+        torch.testing.assert_close(dict(state.params), dict(whole.params), rtol=1e-4, atol=1e-5)
         assert state.optimizer_step == whole.optimizer_step
