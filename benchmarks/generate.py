@@ -19,7 +19,7 @@ from model.decode import pack
 from model.generate import generate
 from model.heads import Classifier, LanguageModel
 from model.init import initialize
-from pipeline.bpe import Learning, by_reference
+from pipeline.bpe import TokenizerConfig, by_reference
 from pipeline.export import Subject, gguf
 from pipeline.training import prepare_process
 from pipeline.weights import LoadedClassifier
@@ -81,7 +81,9 @@ def llama_cpp(turn: Turn, shape: str, rows: int) -> None:
         classifier.head.score.weight.copy_(model.head.weight[:n_labels])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        tokenizer = by_reference(["words that merge"], Learning(vocab_size=270, min_frequency=1, lowercase=False))
+        tokenizer = by_reference(
+            ["words that merge"], TokenizerConfig(vocab_size=270, min_frequency=1, lowercase=False)
+        )
         tokenizer.save(str(folder / "tokenizer.json"))
         labels = [str(label) for label in range(n_labels)]
         gguf.write(folder, Subject(LoadedClassifier(classifier, tokenizer, labels), folder / "tokenizer.json", 1.0))

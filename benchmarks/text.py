@@ -1,4 +1,4 @@
-"""Learning a vocabulary, and raw text to shards, beside tokenizers, datasets and datatrove.
+"""TokenizerConfig a vocabulary, and raw text to shards, beside tokenizers, datasets and datatrove.
 
 `python -m benchmarks.text [--corpus FILE.jsonl] [--megabytes 32]`. Without a corpus, sentences are drawn from the words
 of the quickstart's glosses. Both tasks end with the same ids; ours run as stages of a pipeline, on a Ray of their own.
@@ -23,7 +23,7 @@ import torch
 from benchmarks.harness import Contender, Race, Turn, race, report
 from benchmarks.timing import machine
 from jobs.launch_ray import RayOptions, connected, on_ray
-from pipeline.bpe import Learning, by_reference, learn
+from pipeline.bpe import TokenizerConfig, by_reference, learn
 from pipeline.runner import build
 from pipeline.stage import Context, Stage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
@@ -33,7 +33,7 @@ from pipeline.store import Store
 
 GLOSSES = Path("data/quickstart/wordnet-glosses.txt.gz")
 VOCAB = 16384
-LEARNING = Learning(vocab_size=VOCAB, min_frequency=2, lowercase=False)
+LEARNING = TokenizerConfig(vocab_size=VOCAB, min_frequency=2, lowercase=False)
 GOALS = {"vocabulary": {"tokenizers": 5.0}, "shards": {"datasets.map": 15.0, "datatrove": 5.0}}
 
 

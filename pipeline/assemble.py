@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 from model.config import ModelConfig
 from model.objectives import pretraining
+from pipeline.bpe import TokenizerConfig
 from pipeline.config import laid_over
 from pipeline.identity import knob
 from pipeline.stage import Stage
@@ -21,7 +22,7 @@ from pipeline.stages.labels import LabelsConfig, LabelsStage
 from pipeline.stages.pretrain import Pretrain, PretrainConfig
 from pipeline.stages.shards import ShardsConfig, ShardsStage
 from pipeline.stages.task_text import TaskText
-from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.stages.tokenizer import TokenizerStage
 from pipeline.training import TrainingConfig
 
 Count = Annotated[int, Ge(1)]

@@ -5,7 +5,9 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Ge, Le
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pipeline.encoder import prepared
@@ -36,12 +38,15 @@ _BACK = str.maketrans(_symbols(STANDS_FOR_IT), _symbols(NEWLINE))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning:
-    """How much to learn, and of what: `lowercase` is done to the texts first."""
+class TokenizerConfig:
+    """How the vocabulary is learned."""
 
-    vocab_size: int
-    min_frequency: int
-    lowercase: bool
+    vocab_size: Annotated[int, Ge(259), Le(1 << 20)] = 16384
+    """Tokens at most: 3 special ones, 256 bytes, and merges. A small corpus may not have enough pairs to fill it."""
+    lowercase: bool = False
+    """Read and write lower case only. The text that a model generates then has no capitals."""
+    min_frequency: Annotated[int, Ge(1)] = 2
+    """Merge no pair that is seen less often."""
 
 
 def blank_tokenizer(*, lowercase: bool) -> Tokenizer:
@@ -66,23 +71,23 @@ Texts = Callable[[], Iterable[str]]
 """All texts from the first, each time that it is called."""
 
 
-def learn(texts: Texts, learning: Learning, work: Path, threads: int) -> tuple[Tokenizer, str]:
+def learn(texts: Texts, config: TokenizerConfig, work: Path, threads: int) -> tuple[Tokenizer, str]:
     """The tokenizer that `tokenizers` would train, and the engine that did. `work` is a folder for a scratch file."""
     if importlib.util.find_spec(FAST) is None:
         log.info(
             "%s learns the vocabulary: %s is not installed; `pip install gristmill[fast]` adds it", REFERENCE, FAST
         )
-        return by_reference(texts(), learning), REFERENCE
+        return by_reference(texts(), config), REFERENCE
     try:
-        _judge(list(_first_chars(texts(), JUDGED_CHARS)), learning, work, threads)
-        return by_fast(texts(), learning, work, threads), FAST
+        _judge(list(_first_chars(texts(), JUDGED_CHARS)), config, work, threads)
+        return by_fast(texts(), config, work, threads), FAST
     except Unsuited as reason:
         log.warning("%s learns the vocabulary: %s", REFERENCE, reason)
-        return by_reference(texts(), learning), REFERENCE
+        return by_reference(texts(), config), REFERENCE
 
 
-def _judge(texts: Sequence[str], learning: Learning, work: Path, threads: int) -> None:
-    small = replace(learning, vocab_size=min(learning.vocab_size, JUDGED_VOCAB))
+def _judge(texts: Sequence[str], config: TokenizerConfig, work: Path, threads: int) -> None:
+    small = replace(config, vocab_size=min(config.vocab_size, JUDGED_VOCAB))
     if by_reference(texts, small).to_str() != by_fast(texts, small, work, threads).to_str():
         raise Unsuited(f"{FAST} gives other merges for the first texts")
 
@@ -95,12 +100,12 @@ def _first_chars(texts: Iterable[str], limit: int) -> Iterator[str]:
             return
 
 
-def by_reference(texts: Iterable[str], learning: Learning) -> Tokenizer:
+def by_reference(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """By `tokenizers`."""
-    tokenizer = blank_tokenizer(lowercase=learning.lowercase)
+    tokenizer = blank_tokenizer(lowercase=config.lowercase)
     trainer = trainers.BpeTrainer(
-        vocab_size=learning.vocab_size,
-        min_frequency=learning.min_frequency,
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=ALPHABET,
         show_progress=False,
@@ -109,7 +114,7 @@ def by_reference(texts: Iterable[str], learning: Learning) -> Tokenizer:
     return tokenizer
 
 
-def by_fast(texts: Iterable[str], learning: Learning, work: Path, threads: int) -> Tokenizer:
+def by_fast(texts: Iterable[str], config: TokenizerConfig, work: Path, threads: int) -> Tokenizer:
     """By gigabpe, out of a file with a text a line, each as the pre-tokenizer is to see it. Raises Unsuited."""
     from gigabpe import train_bpe  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -119,20 +124,20 @@ def by_fast(texts: Iterable[str], learning: Learning, work: Path, threads: int) 
             for text in texts:
                 if STANDS_FOR_IT in text or END[1] in text:
                     raise Unsuited("a text holds a vertical tab or a NUL")
-                out.write(prepared(learning.lowercase, True, text).replace(NEWLINE, STANDS_FOR_IT) + END)
+                out.write(prepared(config.lowercase, True, text).replace(NEWLINE, STANDS_FOR_IT) + END)
         _, merges = train_bpe(
             [str(file)],
-            learning.vocab_size + 1,
+            config.vocab_size + 1,
             special_tokens=SPECIAL_TOKENS,
-            min_frequency=learning.min_frequency,
+            min_frequency=config.min_frequency,
             pretokenizer="bytelevel",
             threads=threads,
         )
     finally:
-        file.unlink()
+        file.unlink(missing_ok=True)
     pairs = [(left.translate(_BACK), right.translate(_BACK)) for left, right in merges]
-    vocab, kept = _vocabulary(pairs, learning.vocab_size)
-    tokenizer = blank_tokenizer(lowercase=learning.lowercase)
+    vocab, kept = _vocabulary(pairs, config.vocab_size)
+    tokenizer = blank_tokenizer(lowercase=config.lowercase)
     tokenizer.model = models.BPE(vocab, kept)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     return tokenizer

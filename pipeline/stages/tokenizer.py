@@ -1,15 +1,13 @@
 """A byte-level BPE learned from the corpus."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated
 
-from annotated_types import Ge, Le
 from tokenizers import Tokenizer
 
-from pipeline.bpe import FAST, Learning, learn
+from pipeline.bpe import FAST, TokenizerConfig, learn
 from pipeline.errors import DataError
 from pipeline.faults import fault_point
 from pipeline.stage import Context, Stage
@@ -19,18 +17,6 @@ from pipeline.tokens import encode_documents, load_tokenizer, panics
 TOLD_EVERY = 256
 HOLD_OUT_EVERY = 100
 HOLD_OUT_CHARS = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """How the vocabulary is learned."""
-
-    vocab_size: Annotated[int, Ge(259), Le(1 << 20)] = 16384
-    """Tokens at most: 3 special ones, 256 bytes, and merges. A small corpus may not have enough pairs to fill it."""
-    lowercase: bool = False
-    """Read and write lower case only. The text that a model generates then has no capitals."""
-    min_frequency: Annotated[int, Ge(1)] = 2
-    """Merge no pair that is seen less often."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +49,8 @@ class TokenizerStage(Stage[TokenizerFile]):
     def run(self, ctx: Context) -> None:
         corpus = ctx.open(self.corpus)
         sample: list[str] = []
-        learning = Learning(**asdict(self.config))
         with panics("the vocabulary cannot be learned"):
-            tokenizer, engine = learn(partial(_training_texts, ctx, corpus, sample), learning, ctx.work, ctx.cpus)
+            tokenizer, engine = learn(partial(_training_texts, ctx, corpus, sample), self.config, ctx.work, ctx.cpus)
         fault_point("tokenizer.save")
         tokenizer.save(str(ctx.out / "tokenizer.json"))
         economy = _economy(tokenizer, sample or _first_texts(corpus))

@@ -7,12 +7,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jobs.gang_ray import as_rank
 from model.config import ModelConfig
+from pipeline.bpe import TokenizerConfig
 from pipeline.runner import build, submit_here
 from pipeline.stage import RankContext
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.pretrain import Pretrain, PretrainConfig
 from pipeline.stages.shards import ShardsConfig, ShardsStage
-from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.stages.tokenizer import TokenizerStage
 from pipeline.store import Store
 
 STEPS, ROWS, SEQ_LEN, SEED = 50, 5, 16, 3

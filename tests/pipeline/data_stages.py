@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.bpe import TokenizerConfig
 from pipeline.runner import Built, build, build_one, submit_here
 from pipeline.stage import Stage, plain_map
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.labels import LabelsConfig, LabelsStage
 from pipeline.stages.shards import ShardsConfig, ShardsStage
-from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.stages.tokenizer import TokenizerStage
 from pipeline.store import Store
 
 WORDS = [

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from pipeline import bpe
-from pipeline.bpe import FAST, REFERENCE, Learning, by_fast, by_reference, learn
+from pipeline.bpe import FAST, REFERENCE, TokenizerConfig, by_fast, by_reference, learn
 
 WORDS = ["the", "cat", "Sat", "ΣΑΣ", "Straße", "日本", "don't", "12", "...", "\n", "\n\n  ", "  ", "\t", "<|eos|>", "é"]
-SMALL = Learning(vocab_size=330, min_frequency=2, lowercase=True)
+SMALL = TokenizerConfig(vocab_size=330, min_frequency=2, lowercase=True)
 
 
 def drawn(count: int) -> list[str]:
@@ -28,8 +28,8 @@ def drawn(count: int) -> list[str]:
 def test_the_fast_engine_learns_the_merges_of_the_reference(
     tmp_path: Path, texts: list[str], vocab_size: int, min_frequency: int, lowercase: bool
 ):
-    learning = Learning(vocab_size=vocab_size, min_frequency=min_frequency, lowercase=lowercase)
-    assert by_fast(texts, learning, tmp_path, 1).to_str() == by_reference(texts, learning).to_str()
+    config = TokenizerConfig(vocab_size=vocab_size, min_frequency=min_frequency, lowercase=lowercase)
+    assert by_fast(texts, config, tmp_path, 1).to_str() == by_reference(texts, config).to_str()
     assert not list(tmp_path.iterdir())
 
 
@@ -55,9 +55,9 @@ def test_a_text_with_the_character_that_stands_for_a_newline_is_left_to_the_refe
 def test_an_engine_that_learns_other_merges_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    def greedy(texts: list[str], learning: Learning, work: Path, threads: int) -> Tokenizer:
+    def greedy(texts: list[str], config: TokenizerConfig, work: Path, threads: int) -> Tokenizer:
         del work, threads
-        return by_reference(texts[:1], learning)
+        return by_reference(texts[:1], config)
 
     monkeypatch.setattr(bpe, "by_fast", greedy)
     texts = drawn(50)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from pipeline import encoder
-from pipeline.bpe import Learning, by_reference
+from pipeline.bpe import TokenizerConfig, by_reference
 from pipeline.encoder import FAST, REFERENCE, Encoded, Encoder, fast_engine
 from pipeline.tokens import BOS_ID, EOS_ID, encode_documents, load_tokenizer
 
@@ -36,7 +36,7 @@ ODD = [
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lowercase", "cased"])
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = by_reference(LEARNT * 3, Learning(vocab_size=320, min_frequency=2, lowercase=request.param))
+    tokenizer = by_reference(LEARNT * 3, TokenizerConfig(vocab_size=320, min_frequency=2, lowercase=request.param))
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
     return path

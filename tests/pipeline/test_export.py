@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
 from pipeline import export
+from pipeline.bpe import TokenizerConfig
 from pipeline.classify import probabilities
 from pipeline.errors import StageFailed, UsageError
 from pipeline.export import compare, expected
@@ -25,7 +26,7 @@ from pipeline.stages.evaluate import Evaluate, Evaluation
 from pipeline.stages.export import Export, ExportConfig
 from pipeline.stages.finetune import Finetune, FinetuneConfig
 from pipeline.stages.labels import LabelsStage
-from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.stages.tokenizer import TokenizerStage
 from pipeline.store import Store
 from pipeline.weights import ClassifierFiles, LoadedClassifier
 from tests.pipeline.data_stages import corpus_of, made

@@ -18,6 +18,7 @@ from model.init import initialize
 from model.objectives import Masking, next_token
 from pipeline import ledger
 from pipeline.batches import LanguageSampling
+from pipeline.bpe import TokenizerConfig
 from pipeline.checkpointing import Checkpoints
 from pipeline.classify import probabilities
 from pipeline.errors import EnvironmentProblem, Preempted, UsageError
@@ -30,7 +31,7 @@ from pipeline.stages.finetune import Finetune, FinetuneConfig
 from pipeline.stages.labels import Labels, LabelsConfig, LabelsStage
 from pipeline.stages.pretrain import Pretrain, PretrainConfig
 from pipeline.stages.shards import ShardsConfig, ShardsStage
-from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.stages.tokenizer import TokenizerStage
 from pipeline.state import join
 from pipeline.store import Store
 from pipeline.tracking import Silent, read_journal

@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from pipeline import ledger
 from pipeline.assessment import Answers, measure
 from pipeline.batches import LabelledSampling
+from pipeline.bpe import TokenizerConfig
 from pipeline.classify import document_probabilities, probabilities, tokenize, tokenize_windows
 from pipeline.errors import UsageError
 from pipeline.runner import Built, build, submit_here
@@ -25,7 +26,7 @@ from pipeline.splitting import LabelledSplit
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.finetune import Finetune, FinetuneConfig, balanced_weights
 from pipeline.stages.labels import Labels, LabelsConfig, LabelsStage
-from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.stages.tokenizer import TokenizerStage
 from pipeline.store import Store
 from pipeline.tracking import read_journal
 from pipeline.weights import ClassifierFiles, LoadedClassifier

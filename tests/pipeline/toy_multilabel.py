@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ModelConfig
+from pipeline.bpe import TokenizerConfig
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.evaluate import Evaluate, EvaluateConfig
 from pipeline.stages.export import Export, ExportConfig
 from pipeline.stages.finetune import Finetune, FinetuneConfig
 from pipeline.stages.labels import LabelsConfig, LabelsStage
-from pipeline.stages.tokenizer import TokenizerConfig, TokenizerStage
+from pipeline.stages.tokenizer import TokenizerStage
 
 CLASSES = {
     "<i>metal": "iron zinc tin lead",
