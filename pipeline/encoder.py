@@ -1,7 +1,6 @@
 """Many texts to token ids, by the fastest engine whose ids are those of `tokenizers`, which stays the judge."""
 
 import importlib.util
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from jaxtyping import Int64, UInt32
 from tokenizers import Tokenizer
 
@@ -72,9 +72,14 @@ def _by_reference(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
 
 
 @lru_cache(maxsize=1)
+def _loaded(file: Path) -> Tokenizer:
+    """As below, a process that encodes shard after shard loads the file once."""
+    return load_tokenizer(file)
+
+
 def reference_engine(file: Path) -> Encode:
-    """`tokenizers` itself. As below, a process that encodes shard after shard loads the file once."""
-    return partial(_by_reference, load_tokenizer(file))
+    """`tokenizers` itself."""
+    return partial(_by_reference, _loaded(file))
 
 
 @lru_cache(maxsize=1)
@@ -85,17 +90,17 @@ def fast_engine(file: Path) -> Encode | None:
         return None
     from gigatoken import Tokenizer as FastTokenizer
 
-    spec = json.loads(file.read_text())
+    spec = orjson.loads(file.read_bytes())
     if any(not token["special"] for token in spec.get("added_tokens", [])):  # these are found in texts, and rarely
         log.info("texts are encoded by %s: this tokenizer has added tokens that texts may hold", REFERENCE)
         return None
     prepare = _taken_over(spec)
     try:
-        backend = FastTokenizer.from_json(json.dumps(spec)).backend
+        backend = FastTokenizer.from_json(orjson.dumps(spec).decode()).backend
     except Exception as error:  # noqa: BLE001 - whatever it is, the other engine can
         log.info("texts are encoded by %s: %s cannot read this tokenizer: %s", REFERENCE, FAST, error)
         return None
-    ids = special_ids(load_tokenizer(file))
+    ids = special_ids(_loaded(file))
     return partial(_by_fast, backend, prepare, ids.bos, ids.eos)
 
 

@@ -10,6 +10,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from pipeline import readers, sources, tables
 from pipeline.errors import DataError
@@ -238,6 +239,15 @@ def test_one_unbroken_megabyte_is_split_and_counted(tmp_path):
 def test_chinese_text_without_spaces_is_left_as_it_is():
     text = "他们说\uff0c这是一个很长的句子\u3002" * 500
     assert split_long_words(text, 1024) == (text, 0)
+
+
+@given(st.text(max_size=90), st.sampled_from(["x", " ", "é", "\t ", "-"]), st.integers(16, 400), st.text(max_size=90))
+def test_no_word_is_too_long_for_the_quick_look(before, of, limit, after):
+    text = f"{before} word {of * limit} word {after}"
+    split, _ = split_long_words(text, limit)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(split)
+    assert all(len(split[start:end].encode()) <= limit + 1 for _, (start, end) in words)
+    assert "".join(split.split()) == "".join(text.split())
 
 
 @given(st.text(max_size=300), st.integers(4, 40))
