@@ -198,6 +198,12 @@ def temperature(targets: Targets, probabilities: Probabilities) -> float:
     return rounded(np.exp(best))
 
 
+def calibrated_log_loss(targets: Targets, probabilities: Probabilities) -> float:
+    """Nats a row at the temperature that fits these very rows: how good the answers are, however sure they were."""
+    t = temperature(targets, probabilities)
+    return calibration(targets, with_temperature(probabilities, t, multi_label=is_multi_label(targets)))["log_loss"]
+
+
 def _likeliest(answers: Targets, probabilities: Probabilities) -> float:
     """The T of the lowest log loss of questions that are answered no (0) or yes (1).
 

@@ -1,6 +1,6 @@
 """Fine-tuning: the head of a language model is swapped for a classifier, and the whole learns from labelled texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.heads import Classifier, LanguageModel, swap_head
 from model.init import initialize
 from model.objectives import Masking, classification, multi_label
-from pipeline import checkpoint, lora
+from pipeline import checkpoint, lora, metrics
 from pipeline.batches import LabelledSampling
 from pipeline.classify import document_probabilities, tokenize_windows
 from pipeline.engine import Engine
@@ -49,7 +49,10 @@ class FinetuneConfig(TrainingConfig):
     min_steps: Annotated[int, Ge(0)] = added(0)
     """Optimizer steps that training is planned for at least: few texts are passed over more often than `epochs`."""
     patience: Annotated[int, Ge(1)] = 2
-    """Stop after this many epochs without a better validation macro-F1; the best epoch is kept."""
+    """Stop after this many epochs without a better one on the validation texts; the best epoch is kept."""
+    metric_for_best_model: Literal["macro_f1", "accuracy", "log_loss"] = added("macro_f1")
+    """What makes an epoch the best. With few validation texts of some class macro_f1 is mostly chance; log_loss, of
+    the probabilities as they are calibrated, is the steadiest."""
     batch_size: Annotated[int, Ge(1)] = 32
     """Texts, or windows of long texts, in one optimizer step, all workers together."""
     method: Literal["full", "lora", "head"] = "full"
@@ -143,7 +146,7 @@ class Finetune(Stage[ClassifierFiles]):
             multi_label=labels.multi_label,
         )
         score = best.extra["history"][-1]
-        ctx.notes["metrics"] = {"val/macro_f1": score["macro_f1"], "val/accuracy": score["accuracy"]}
+        ctx.notes["metrics"] = _measured(score)
         ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
         ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
         ctx.notes["model"] = {"role": "classifier-weights"}
@@ -237,7 +240,7 @@ class Finetune(Stage[ClassifierFiles]):
         start, per_epoch = training.resume(), sampling.steps_per_epoch
         history: list[dict[str, Any]] = training.checkpoints.extra["history"]
         for epoch in range(len(history), self.config.passes(per_epoch)):
-            if _stalled(history, self.config.patience):
+            if epoch and epoch - 1 - best_epoch(history, self.config.metric_for_best_model) >= self.config.patience:
                 break
             end = (epoch + 1) * per_epoch
             for _ in training.steps(sampling, start=start, stop=end):
@@ -250,8 +253,8 @@ class Finetune(Stage[ClassifierFiles]):
     def _keep(self, ctx: RankContext, training: TrainingRun, history: list[dict[str, Any]], step: int) -> None:
         """Record an epoch's score, and keep its weights if it is the best, before the checkpoint that says so."""
         score = history[-1]
-        ctx.tracker.metrics({f"val/{name}": score[name] for name in ("macro_f1", "accuracy")}, step=step - 1)
-        if _best_epoch(history) == score["epoch"]:
+        ctx.tracker.metrics(_measured(score), step=step - 1)
+        if best_epoch(history, self.config.metric_for_best_model) == score["epoch"]:
             training.checkpoints.save_weights(step, ctx.store.shelf(ctx.kind, ctx.key, BEST))
         training.checkpoints.save(step)
 
@@ -274,7 +277,8 @@ class Exam:
         )
         table = engine.sum(torch.from_numpy(engine.forward(share)).to(engine.device)).cpu().numpy()
         labelling = Labelling.of_probabilities(self.targets, table)
-        return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy}
+        log_loss = metrics.calibrated_log_loss(self.targets, table)
+        return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy, "log_loss": log_loss}
 
 
 def balanced_weights(targets: Targets, weights: np.ndarray | None = None) -> torch.Tensor:
@@ -290,10 +294,11 @@ def balanced_weights(targets: Targets, weights: np.ndarray | None = None) -> tor
     return torch.tensor(len(targets) / (len(counts) * counts), dtype=torch.float32)
 
 
-def _best_epoch(history: list[dict[str, Any]]) -> int:
-    """The first epoch with the highest score."""
-    return max(history, key=lambda score: (score["macro_f1"], -score["epoch"]))["epoch"]
+def _measured(score: Mapping[str, float]) -> dict[str, float]:
+    return {f"val/{name}": value for name, value in score.items() if name != "epoch"}
 
 
-def _stalled(history: list[dict[str, Any]], patience: int) -> bool:
-    return bool(history) and history[-1]["epoch"] - _best_epoch(history) >= patience
+def best_epoch(history: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """The first epoch with the best score."""
+    sign = -1 if metric == "log_loss" else 1
+    return max(history, key=lambda score: (sign * score[metric], -score["epoch"]))["epoch"]

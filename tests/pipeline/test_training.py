@@ -260,15 +260,16 @@ def test_a_classifier_may_read_longer_texts_than_the_rows_of_pretraining(tmp_pat
     assert not np.array_equal(apart[0], apart[1])
 
 
-def test_early_stopping_keeps_the_best_epoch(tmp_path: Path):
-    result = built(finetuning(None, epochs=30, patience=1, lr=3e-2), tmp_path)
+@pytest.mark.parametrize(("metric", "best"), [("macro_f1", max), ("accuracy", max), ("log_loss", min)])
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, metric: str, best: Callable[..., float]):
+    result = built(finetuning(None, epochs=30, patience=1, lr=3e-2, metric_for_best_model=metric), tmp_path)
     points = [
-        p.metrics["val/macro_f1"]
+        p.metrics[f"val/{metric}"]
         for p in read_journal(Store(tmp_path).journal("finetune", result.key))
-        if "val/macro_f1" in p.metrics
+        if f"val/{metric}" in p.metrics
     ]
     assert len(points) < 30
-    assert result.notes["metrics"]["val/macro_f1"] == max(points)
+    assert result.notes["metrics"][f"val/{metric}"] == best(points)
 
 
 def test_few_texts_are_passed_over_until_the_steps_are_done(tmp_path: Path):
