@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float32, Int64, UInt64
 
 from model.batch import IGNORE, Batch
-from model.objectives import Masking, hide
 from pipeline.errors import UsageError
 from pipeline.targets import Targets
 from pipeline.token_stream import TokenStream
@@ -209,7 +208,7 @@ class LabelledSampling:
 
     `documents` are token ids with their special tokens, each at most `seq_len` long. Rows have room for the longest
     document of their step and no more, or for many short ones: attention costs a row's square. `weights` say what the
-    loss of each document counts, 1 in the mean; None is 1 for all. `masking` hides tokens, others in each pass.
+    loss of each document counts, 1 in the mean; None is 1 for all.
     """
 
     documents: Sequence[np.ndarray]
@@ -220,7 +219,6 @@ class LabelledSampling:
     seed: int
     dropout: bool = False
     weights: Float32[np.ndarray, " n"] | None = None
-    masking: Masking | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -235,24 +233,20 @@ class LabelledSampling:
         lengths = [len(self.documents[i]) for i in ids]
         rows = pack(lengths, min(self.seq_len, max(SHORTEST_ROW, *lengths)))
         keys = row_keys(self.seed, step, len(rows)) if self.dropout else None
-        hiding = row_keys(combine(self.seed, HIDING), step, len(rows))
         mine = range(rank, len(rows), world_size)
         parts = [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
         batches = [
-            self._micro_batch([ids[rows[r]] for r in part], None if keys is None else keys[part], hiding[part])
-            for part in parts
+            self._micro_batch([ids[rows[r]] for r in part], None if keys is None else keys[part]) for part in parts
         ]
         spare = idle((1, 1), (1, *self.targets.shape[1:]), self.dropout)
         batches = _as_many(batches, len(rows), world_size, self.micro_batch_size, spare)
         own = np.concatenate([ids[rows[r]] for r in mine]) if len(mine) else ids[:0]
         return StepBatch(batches, len(ids), ids, own)
 
-    def _micro_batch(self, rows: list[Ints], keys: Ints | None, hiding: Ints) -> Batch:
+    def _micro_batch(self, rows: list[Ints], keys: Ints | None) -> Batch:
         tokens, documents = fill_rows([[self.documents[i] for i in row] for row in rows])
         ids = np.concatenate(rows)
         batch = _batch(tokens, self.targets[ids], documents, keys)
-        if self.masking is not None:
-            batch = replace(batch, tokens=hide(batch.tokens, torch.from_numpy(hiding), self.masking)[0])
         return batch if self.weights is None else replace(batch, weights=torch.from_numpy(self.weights[ids]))
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from model import variants
 from model.batch import Loss
-from model.objectives._masking import Masking, hide
+from model.objectives._masking import Masking
 
-__all__ = ["Masking", "Objective", "Pretraining", "hide", "objective", "pretraining"]
+__all__ = ["Masking", "Objective", "Pretraining", "objective", "pretraining"]
 
 Objective = Callable[..., Loss]
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from model.config import ModelConfig
 from model.heads import Classifier, LanguageModel, swap_head
 from model.init import initialize
-from model.objectives import Masking, classification, multi_label
+from model.objectives import classification, multi_label
 from pipeline import checkpoint, lora, metrics
 from pipeline.batches import LabelledSampling
 from pipeline.classify import document_probabilities, tokenize_windows
@@ -27,7 +27,6 @@ from pipeline.stage import Context, RankContext, Resources, Stage
 from pipeline.stages.labels import Labels
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.targets import Targets, is_multi_label
-from pipeline.tokens import special_ids
 from pipeline.training import TrainingConfig, TrainingRun, prepare_process
 from pipeline.weights import ClassifierFiles, LanguageModelFiles, write_classifier
 from pipeline.windows import ONE_WINDOW, Windows, loss_weights
@@ -73,9 +72,6 @@ class FinetuneConfig(TrainingConfig):
     """Tokens of a text that two neighbouring windows share."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout while fine-tuning."""
-    hide_rate: Annotated[float, Ge(0), Lt(1)] = added(0.0)
-    """Part of the tokens of a text that is hidden, others in each pass over it (word dropout). The base must have
-    learned with hidden tokens: pretraining of any masked objective."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the target that is spread evenly over all labels; with multi_label, over a label and its absence."""
     class_weights: Literal["none", "balanced"] = added("none")
@@ -182,23 +178,8 @@ class Finetune(Stage[ClassifierFiles]):
             micro_batch_size=self.config.micro_batch_size,
             seed=self.seed,
             dropout=self.config.dropout > 0,
-            masking=self._masking(tokenizer) if self.config.hide_rate else None,
         )
         return sampling, Exam(tokenize_windows(tokenizer, exam_split.texts, seq_len, windows), exam_split.targets)
-
-    def _masking(self, tokenizer: Tokenizer) -> Masking:
-        """What hides tokens. Raises UsageError if the base has no token to hide them by."""
-        if self.model.vocab_size == tokenizer.get_vocab_size():
-            raise UsageError(
-                f"finetune.hide_rate={self.config.hide_rate} needs a base that has learned with hidden tokens: give "
-                "pretrain, midtrain or adapt a masked objective, or set hide_rate to 0"
-            )
-        tokens = special_ids(tokenizer)
-        return Masking(
-            rate=self.config.hide_rate,
-            mask_id=self.model.vocab_size - 1,
-            special=(tokens.bos, tokens.eos, tokens.pad),
-        )
 
     @property
     def shape(self) -> ModelConfig:

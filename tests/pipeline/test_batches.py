@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.batch import IGNORE, Batch
+from model.batch import IGNORE
 from model.objectives import Masking, masked, masked_next_token, next_token
 from pipeline import batches
 from pipeline.batches import LabelledSampling, LanguageSampling, fill_rows, pack, permute, sample_ids
@@ -210,35 +210,3 @@ def test_what_a_step_hides_is_new_every_step_and_the_same_on_any_number_of_ranks
     assert sorted(rows) == sorted(tuple(row.tolist()) for b in whole.micro_batches for row in b.tokens)
     again = source.step(2 + source.n_rows)  # the same samples, an epoch or so later
     assert [b.tokens.tolist() for b in again.micro_batches] != [b.tokens.tolist() for b in whole.micro_batches]
-
-
-@given(micro=st.integers(1, 5), world=st.integers(1, 3))
-@settings(max_examples=10)
-def test_what_is_hidden_of_a_text_depends_on_the_step_alone(micro: int, world: int):
-    """And not on how a step is cut into micro batches and ranks."""
-    masking = Masking(rate=0.5, mask_id=99, special=(0,))
-    alone, cut = (labelled(40, masking=masking, micro_batch_size=size) for size in (64, micro))
-    for step in (0, 3, 9):
-        parts = [part for rank in range(world) for part in cut.step(step, rank=rank, world_size=world).micro_batches]
-        shown = [text for part in parts if (part.targets != IGNORE).any() for text in _texts(part)]
-        assert sorted(shown) == sorted(_texts(alone.step(step).micro_batches[0]))
-
-
-def test_other_tokens_are_hidden_in_each_pass_and_never_special_ones():
-    masking = Masking(rate=0.5, mask_id=99, special=(0,))
-    source = labelled(40, masking=masking, documents_per_step=40, micro_batch_size=64)
-    first, second = (source.step(step).micro_batches[0] for step in (0, 1))
-    assert sorted(_texts(first)) != sorted(_texts(second))
-    assert 0.2 < (first.tokens == 99)[first.document_ids >= 0].double().mean() < 0.6
-    zeros = next(text for text in _texts(first) if text[0] == 0)
-    assert set(zeros) == {0}
-
-
-def _texts(batch: Batch) -> list[tuple[int, ...]]:
-    """The tokens of each document."""
-    rows = zip(batch.tokens.tolist(), batch.document_ids.tolist(), strict=True)
-    return [
-        tuple(token for token, own in zip(tokens, ids, strict=True) if own == document)
-        for tokens, ids in rows
-        for document in sorted(set(ids) - {-1})
-    ]
