@@ -24,6 +24,8 @@ SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
 SQLITE = "sqlite:///"
+CLASSIC_VIEW = "workflowType=machine_learning"
+"""Behind the address of a page: the one with runs and models, not the one of language model apps."""
 
 
 def default_uri(home: Path) -> str:

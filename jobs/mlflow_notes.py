@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 
+from jobs.mlflow_client import CLASSIC_VIEW
 from jobs.mlflow_runs import Book, maker_of
 from jobs.mlflow_tags import LONGEST_TAG, STAGE
 from jobs.record import StageRecord
-from jobs.track_mlflow import CLASSIC_VIEW
 from pipeline.ancestry import Link
 
 SHORT = 12

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from jobs.mlflow_client import alone, connect, reaching
+from jobs.mlflow_client import CLASSIC_VIEW, alone, connect, reaching
 from jobs.mlflow_points import unsent
 from jobs.record import load, without_password
 from pipeline.errors import EnvironmentProblem
 
 log = logging.getLogger("gristmill")
-
-CLASSIC_VIEW = "workflowType=machine_learning"
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs.mlflow_client import SETTINGS, alone, artifact_root, connect, reaching
+from jobs.mlflow_client import CLASSIC_VIEW, SETTINGS, alone, artifact_root, connect, reaching
 from jobs.record import without_password
-from jobs.track_mlflow import CLASSIC_VIEW
 from pipeline.errors import EnvironmentProblem, UsageError
 
 SETTINGS_OF_SERVER = {
