@@ -42,8 +42,11 @@ class Labelling:
 
     @property
     def accuracy(self) -> float:
-        """The share of rows that are right; where they have several classes, all of them (subset accuracy)."""
-        return float(self.right.mean())
+        """The share of rows that are right; where they have several classes, all of them (subset accuracy).
+
+        NaN without rows.
+        """
+        return float(self.right.mean()) if len(self.targets) else float("nan")
 
     @property
     def macro_f1(self) -> float:

@@ -199,7 +199,12 @@ def temperature(targets: Targets, probabilities: Probabilities) -> float:
 
 
 def calibrated_log_loss(targets: Targets, probabilities: Probabilities) -> float:
-    """Nats a row at the temperature that fits these very rows: how good the answers are, however sure they were."""
+    """Nats a row at the temperature that fits these very rows: how good the answers are, however sure they were.
+
+    NaN without rows.
+    """
+    if not len(targets):
+        return float("nan")
     t = temperature(targets, probabilities)
     return calibration(targets, with_temperature(probabilities, t, multi_label=is_multi_label(targets)))["log_loss"]
 

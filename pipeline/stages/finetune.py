@@ -1,5 +1,6 @@
 """Fine-tuning: the head of a language model is swapped for a classifier, and the whole learns from labelled texts."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -143,7 +144,8 @@ class Finetune(Stage[ClassifierFiles]):
         )
         score = best.extra["history"][-1]
         ctx.notes["metrics"] = _measured(score)
-        ctx.notes["headline"] = f"validation macro-F1 {score['macro_f1']:.3f} (epoch {score['epoch'] + 1})"
+        found = f"validation macro-F1 {score['macro_f1']:.3f}" if labels.split("validation").texts else "not validated"
+        ctx.notes["headline"] = f"{found} (epoch {score['epoch'] + 1})"
         ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
         ctx.notes["model"] = {"role": "classifier-weights"}
 
@@ -276,10 +278,12 @@ def balanced_weights(targets: Targets, weights: np.ndarray | None = None) -> tor
 
 
 def _measured(score: Mapping[str, float]) -> dict[str, float]:
-    return {f"val/{name}": value for name, value in score.items() if name != "epoch"}
+    return {f"val/{name}": value for name, value in score.items() if name != "epoch" and not math.isnan(value)}
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], metric: str) -> int:
-    """The first epoch with the best score."""
+    """The first epoch with the best score; without validation texts, which give NaN, the last one."""
+    if math.isnan(history[-1][metric]):
+        return history[-1]["epoch"]
     sign = -1 if metric == "log_loss" else 1
     return max(history, key=lambda score: (sign * score[metric], -score["epoch"]))["epoch"]

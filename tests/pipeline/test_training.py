@@ -272,6 +272,14 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path, metric: str, best: 
     assert result.notes["metrics"][f"val/{metric}"] == best(points)
 
 
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+def test_without_validation_texts_the_last_epoch_is_kept(tmp_path: Path, metric: str):
+    target = finetuning(None, epochs=4, patience=1, metric_for_best_model=metric)
+    nothing_held_out = LabelsConfig(path="data/smoke/labels.jsonl", split=(0.8, 0.0, 0.2), validation_fraction=0.0)
+    result = built(replace(target, labels=LabelsStage(config=nothing_held_out)), tmp_path)
+    assert "(epoch 4)" in result.notes["headline"]
+
+
 def test_few_texts_are_passed_over_until_the_steps_are_done(tmp_path: Path):
     plain = built(finetuning(None, epochs=2, patience=9), tmp_path)
     longer = built(finetuning(None, epochs=2, patience=9, min_steps=35), tmp_path)
