@@ -17,8 +17,8 @@ from pipeline.tokens import encode_documents, load_tokenizer, special_ids
 
 log = logging.getLogger(__name__)
 
-JUDGED_CHARS = 1 << 14
-"""Of each shard, that both engines encode before the faster one is trusted with it: tokenizers is slow to start."""
+JUDGED_CHARS = 1 << 16
+"""What both engines encode before the faster one is trusted."""
 FAST, REFERENCE = "gigatoken", "tokenizers"
 
 
