@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from pipeline.muon import Muon
+from pipeline.state import AVERAGE
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 _ADAPTER = re.compile(r"\.lora_[AB]\.")
@@ -45,6 +47,9 @@ class OptimizerConfig:
     unfreeze: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Part of training after which all layers learn: the head from the start, each layer later than the one above it
     (gradual unfreezing, arXiv:1801.06146)."""
+    average: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the steps so far, about, that the weights' running mean looks back over (arXiv:1212.1824, polynomial
+    decay); 0 keeps no mean."""
 
 
 class _Recipe(NamedTuple):
@@ -67,6 +72,8 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], config: Optimize
     optimizer = parts[0] if len(parts) == 1 else Joint(parts)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    if config.average:
+        optimizer.register_step_post_hook(lambda done, *_: _follow(done, config.average))
     return optimizer
 
 
@@ -135,6 +142,37 @@ def scale_lr(optimizer: Optimizer, scale: float, done: float = 1.0) -> None:
 def hold_if(optimizer: Optimizer, bad: Tensor) -> None:
     """Make the next steps leave the weights as they are if `bad`, a 0-dim bool that the host need not know."""
     optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]  # torch.amp's protocol
+
+
+@torch.no_grad()
+def _follow(optimizer: Optimizer, share: float) -> None:
+    """Move each running mean after a step: all the way in the first, and by 1 / (share * step) in the long run."""
+    lag = 1 / share - 1
+    steps = next(state["step"] for state in optimizer.state.values() if "step" in state)
+    weight = (1 + lag) / (steps + lag)
+    if (held := getattr(optimizer, "found_inf", None)) is not None:
+        weight = weight * (1 - held)
+    for parameter, own in optimizer.state.items():
+        if AVERAGE in own:
+            own[AVERAGE].lerp_(parameter, weight)
+        else:
+            own[AVERAGE] = parameter.clone()
+
+
+@contextmanager
+def averaged(optimizer: Optimizer) -> Iterator[None]:
+    """The running means in the place of the weights, where they are kept; nothing is copied."""
+    _exchange(optimizer)
+    try:
+        yield
+    finally:
+        _exchange(optimizer)
+
+
+def _exchange(optimizer: Optimizer) -> None:
+    for parameter, own in optimizer.state.items():
+        if AVERAGE in own:
+            parameter.data, own[AVERAGE] = own[AVERAGE], parameter.data
 
 
 def moments(optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:

@@ -11,6 +11,9 @@ from pipeline.errors import UsageError
 
 Shape = tuple[int, ...]
 
+AVERAGE = "average"
+"""The running mean of a parameter, among what its optimizer remembers."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
@@ -51,8 +54,11 @@ class Shard:
         return sum(piece.values.nbytes for piece in pieces)
 
     def weights_only(self) -> "Shard":
-        """Without the optimizer: what is kept of training that is over."""
-        return Shard(self.params, {}, self.optimizer_step, self.shapes)
+        """Without the optimizer, and with its running mean of the weights, if it has one, in their place: what is kept
+        of training that is over.
+        """
+        params = {name: self.optimizer.get(name, {}).get(AVERAGE, own) for name, own in self.params.items()}
+        return Shard(params, {}, self.optimizer_step, self.shapes)
 
 
 def piece(tensor: Tensor, start: int = 0) -> Piece:

@@ -120,6 +120,7 @@ class TrainingConfig:
                 beta2=self.beta2,
                 layer_lr_decay=getattr(self, "layer_lr_decay", 1.0),
                 unfreeze=getattr(self, "unfreeze", 0.0),
+                average=getattr(self, "average", 0.0),
             ),
             precision=self.precision,
             grad_clip=self.grad_clip,

@@ -83,7 +83,10 @@ class Engine(Protocol):
         ...
 
     def forward(self, function: Callable[[Any], T]) -> T:
-        """`function(model)` in the engine's precision, with no gradient; what it reads must be on `device`."""
+        """`function(model)` in the engine's precision, with no gradient; what it reads must be on `device`.
+
+        The model has the running mean of its weights, where the optimizer keeps one.
+        """
         ...
 
     def sum(self, value: Tensor) -> Tensor:

@@ -207,7 +207,8 @@ class DeepSpeed:
     def forward(self, function: Callable[[nn.Module], T]) -> T:
         results = list[T]()
         # passed around DeepSpeed, whose hooks know tensors and plain containers only
-        self._engine(lambda model: results.append(function(model)))
+        with optimizers.averaged(self._engine.basic_optimizer):
+            self._engine(lambda model: results.append(function(model)))
         return results[0]
 
     def sum(self, value: Tensor) -> Tensor:
@@ -246,6 +247,10 @@ def create(
         raise UsageError(
             f"optimizer=muon needs whole matrices, but zero_stage={stage} flattens and cuts them; "
             "set zero_stage to 0 or optimizer to adamw"
+        )
+    if optimizer.average and stage:
+        raise UsageError(
+            f"average={optimizer.average} needs whole weights, but zero_stage={stage} cuts them; set one to 0"
         )
     device = pick_device(settings.device)
     library = _library(device)

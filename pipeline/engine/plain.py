@@ -56,7 +56,7 @@ class Plain:
 
     @torch.no_grad()
     def forward(self, function: Callable[[nn.Module], T]) -> T:
-        with autocast(self._precision, self.device):
+        with optimizers.averaged(self._optimizer), autocast(self._precision, self.device):
             return function(self._model)
 
     def sum(self, value: Tensor) -> Tensor:

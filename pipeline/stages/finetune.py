@@ -84,8 +84,16 @@ class FinetuneConfig(TrainingConfig):
     unfreeze: Annotated[float, Ge(0), Lt(1)] = added(0.0)
     """Part of training after which all layers learn: each begins later than the one above it (gradual unfreezing)."""
 
+    average: Annotated[float, Ge(0), Lt(1)] = added(0.0)
+    """Share of the steps so far, about, over which the weights are averaged: the running mean, not the last weights, is
+    what is validated and kept (arXiv:1212.1824). 0 takes the last."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.average and self.zero_stage:
+            raise ValueError(
+                f"average={self.average} needs whole weights, but zero_stage={self.zero_stage} cuts them; set one to 0"
+            )
         if self.seq_len is not None and (reason := self.reading.refusal(self.seq_len)) is not None:
             raise ValueError(reason)
 

@@ -305,6 +305,34 @@ def test_muon_trains_and_resumes_wherever_matrices_are_whole(variant: Variant) -
         torch.testing.assert_close(before.params, state_of(first).params, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("variant", WHOLE)
+def test_a_running_mean_of_the_weights_is_what_is_used_and_kept(variant: Variant) -> None:
+    settings = OptimizerConfig(name="muon", lr=1e-2, average=0.5)
+    with engine_of(variant, optimizer=settings) as first, engine_of(variant, optimizer=settings, seed=1) as second:
+        train(first, 2)
+        second.restore(state_of(first))
+        weights = []
+        for _ in range(3):
+            train(first, 1)
+            weights.append(state_of(first).params)
+        train(second, 3)
+        assert_equal(state_of(first), state_of(second))
+        kept = join([first.shard().weights_only()]).params
+        assert kept.keys() == weights[-1].keys()
+        used = first.forward(lambda model: {name: p.detach().clone() for name, p in model.named_parameters()})
+        torch.testing.assert_close(used, dict(kept), rtol=0, atol=0)
+        assert all(not torch.equal(kept[name], own) for name, own in weights[-1].items())
+
+
+@pytest.mark.parametrize("variant", CUT)
+def test_a_running_mean_of_cut_weights_is_refused(variant: Variant) -> None:
+    with (
+        pytest.raises(UsageError, match=r"average=0.5.*zero_stage=\d"),
+        engine_of(variant, optimizer=OptimizerConfig(average=0.5)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("variant", CUT)
 def test_muon_on_cut_matrices_is_refused(variant: Variant) -> None:
     with (

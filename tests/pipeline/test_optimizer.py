@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -179,3 +181,36 @@ def test_layers_thaw_from_the_top_down_and_learn_nothing_before():
 
 def test_nothing_is_frozen_unless_asked_for():
     assert set(settings(build_for(Toy(), OptimizerConfig()), "thaw").values()) == {0.0}
+
+
+def weights_seen(model: nn.Module, opt: torch.optim.Optimizer, steps: int) -> torch.Tensor:
+    """[steps, n]: all weights after each step."""
+    seen = []
+    for _ in range(steps):
+        train(model, opt, 1)
+        seen.append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_the_running_mean_weighs_steps_by_polynomial_decay(name: str, share: float) -> None:
+    model = Toy()
+    opt = build_for(model, OptimizerConfig(name=name, average=share))
+    seen = weights_seen(model, opt, 12)
+    with optimizer.averaged(opt):
+        mean = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    lag = round(1 / share) - 1
+    counts = torch.tensor([math.prod(range(step, step + lag)) for step in range(1, 13)], dtype=torch.float32)
+    torch.testing.assert_close(mean, counts @ seen / counts.sum(), atol=1e-6, rtol=0)
+    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), seen[-1])
+
+
+def test_a_step_that_is_held_leaves_the_running_mean_as_it_was() -> None:
+    model = Toy()
+    opt = build_for(model, OptimizerConfig(name="muon", average=0.5))
+    train(model, opt, 3)
+    before = {name: own["average"].clone() for name, own in optimizer.moments(opt).items()}
+    optimizer.hold_if(opt, torch.tensor(True))
+    train(model, opt, 1)
+    assert all(torch.equal(own["average"], before[name]) for name, own in optimizer.moments(opt).items())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from model.decoder import Block, Decoder
 from model.heads import Classifier, LanguageModel
 from model.init import initialize
 from model.objectives import Masking, next_token
-from pipeline import ledger
+from pipeline import ledger, metrics
 from pipeline.batches import LanguageSampling
 from pipeline.bpe import TokenizerConfig
 from pipeline.checkpointing import Checkpoints
@@ -215,9 +216,12 @@ def test_head_only_leaves_the_body_bit_for_bit(tmp_path: Path):
         assert torch.equal(after.body.state_dict()[name], value), name
 
 
-def test_adapters_learn_are_merged_and_can_be_cut_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_adapters_learn_are_merged_and_can_be_cut_in_two(
+    average: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     base = pretraining()
-    target = finetuning(base, method="lora", lora_rank=4, dropout=0.0)
+    target = finetuning(base, method="lora", lora_rank=4, dropout=0.0, average=average)
     whole = built(target, tmp_path / "whole")
     loaded = target.load(Store(tmp_path / "whole").path("finetune", whole.key)).load().model
     store = Store(tmp_path / "whole")
@@ -278,6 +282,26 @@ def test_without_validation_texts_the_last_epoch_is_kept(tmp_path: Path, metric:
     nothing_held_out = LabelsConfig(path="data/smoke/labels.jsonl", split=(0.8, 0.0, 0.2), validation_fraction=0.0)
     result = built(replace(target, labels=LabelsStage(config=nothing_held_out)), tmp_path)
     assert "(epoch 4)" in result.notes["headline"]
+
+
+def test_averaged_weights_are_what_is_validated_and_kept_and_a_cut_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings: dict[str, Any] = {"epochs": 3, "patience": 9, "dropout": 0.0, "metric_for_best_model": "log_loss"}
+    last, mean = (finetuning(None, average=share, **settings) for share in (0.0, 0.5))
+    whole = built(mean, tmp_path / "whole")
+    store = Store(tmp_path / "whole")
+    split = built_labels(mean, store).split("validation")
+    table = probabilities(mean.load(store.path("finetune", whole.key)).load(), split.texts)
+    assert metrics.calibrated_log_loss(split.targets, table) == pytest.approx(
+        whole.notes["metrics"]["val/log_loss"], rel=1e-4
+    )
+    cut_after(15, monkeypatch)
+    with pytest.raises(Cut):
+        built(mean, tmp_path / "cut")
+    monkeypatch.undo()
+    assert built(mean, tmp_path / "cut").digest == whole.digest
+    assert built(last, tmp_path / "whole").digest != whole.digest
 
 
 def test_few_texts_are_passed_over_until_the_steps_are_done(tmp_path: Path):
