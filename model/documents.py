@@ -29,3 +29,10 @@ def positions(ids: Ids) -> Int64[Tensor, "batch seq"]:
     """The distance of each position from the first of its run."""
     here = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
     return here - here.where(starts(ids), 0).cummax(dim=1).values
+
+
+def lengths(ids: Ids) -> Int64[Tensor, " n_documents"]:
+    """How many tokens each document has, in row-major order of appearance."""
+    real = ids != PADDING
+    first_token = starts(ids)[real].nonzero().squeeze(1)
+    return torch.diff(first_token, append=real.sum()[None])

@@ -9,6 +9,7 @@ from model.decoder import Decoder
 from model.init import initialize
 from model.linear import Linear, linear
 from model.losses import linear_cross_entropy
+from model.ngrams import NGrams
 from model.pooling import POOLING, SCORED
 
 Tokens = Int64[Tensor, "batch seq"]
@@ -80,13 +81,16 @@ class ClassificationHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A body and a head that labels documents."""
+    """A body and a head that labels documents; with `ngrams`, what these say of a document is added to its logits."""
 
-    def __init__(self, body: Decoder, n_labels: int, pooling: str, *, multi_label: bool = False) -> None:
+    def __init__(
+        self, body: Decoder, n_labels: int, pooling: str, *, multi_label: bool = False, ngrams: NGrams | None = None
+    ) -> None:
         super().__init__()
         self.cfg = body.cfg
         self.body = body
         self.head = ClassificationHead(body.cfg.d_model, n_labels, pooling, multi_label=multi_label)
+        self.ngrams = ngrams
 
     def forward(
         self, tokens: Tokens, document_ids: Ids | None = None, *, dropout_keys: Keys | None = None
@@ -95,7 +99,13 @@ class Classifier(nn.Module):
 
         Without `document_ids` each row is one document.
         """
-        return self.head(self.body(tokens, document_ids, dropout_keys=dropout_keys), document_ids)
+        deep = self.head(self.body(tokens, document_ids, dropout_keys=dropout_keys), document_ids)
+        return deep if self.ngrams is None else deep + self.ngrams(tokens, document_ids)
+
+    @property
+    def logit_weights(self) -> list[Tensor]:
+        """Weights that the logits are proportional to: the network's last and, if it has any, those of the n-grams."""
+        return [self.head.score.weight, *([] if self.ngrams is None else [self.ngrams.table])]
 
     def probabilities(self, logits: Float[Tensor, "n n_labels"]) -> Float[Tensor, "n n_labels"]:
         """The softmax, float32. Of a head with several labels the sigmoid of each, float64.

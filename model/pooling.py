@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from model import documents
@@ -37,7 +37,7 @@ def mean(hidden: Hidden, ids: Ids | None, scores: Scores | None = None) -> Poole
     wide = _wide(hidden)
     if ids is None:
         return wide.mean(dim=1).to(hidden.dtype)
-    return torch.segment_reduce(wide[ids != documents.PADDING], "mean", lengths=_lengths(ids)).to(hidden.dtype)
+    return torch.segment_reduce(wide[ids != documents.PADDING], "mean", lengths=documents.lengths(ids)).to(hidden.dtype)
 
 
 def attention(hidden: Hidden, ids: Ids | None, scores: Scores | None) -> Pooled:
@@ -49,7 +49,7 @@ def attention(hidden: Hidden, ids: Ids | None, scores: Scores | None) -> Pooled:
     wide, scores = _wide(hidden), _wide(scores)
     if ids is None:
         return (scores.softmax(dim=1) * wide).sum(dim=1).to(hidden.dtype)
-    real, lengths = ids != documents.PADDING, _lengths(ids)
+    real, lengths = ids != documents.PADDING, documents.lengths(ids)
     highest = torch.segment_reduce(scores[real].detach(), "max", lengths=lengths)
     weights = (scores[real] - highest.repeat_interleave(lengths, dim=0)).exp()
     total, pooled = (torch.segment_reduce(x, "sum", lengths=lengths) for x in (weights, weights * wide[real]))
@@ -58,13 +58,6 @@ def attention(hidden: Hidden, ids: Ids | None, scores: Scores | None) -> Pooled:
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _lengths(ids: Ids) -> Int64[Tensor, " n_documents"]:
-    """How many tokens each document has."""
-    real = ids != documents.PADDING
-    first_token = documents.starts(ids)[real].nonzero().squeeze(1)
-    return torch.diff(first_token, append=real.sum()[None])
 
 
 POOLING: Mapping[str, Pool] = {"last": last, "first": first, "mean": mean, "attention": attention}

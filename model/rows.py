@@ -67,7 +67,7 @@ class Rows(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         own = copy.deepcopy(classifier)
-        self.cfg, self.body, self.head = own.cfg, own.body, own.head
+        self.cfg, self.body, self.head, self.ngrams = own.cfg, own.body, own.head, own.ngrams
         for module in self.body.modules():
             if isinstance(module, Attention):
                 module.attend = kernel(KERNEL)
@@ -76,7 +76,8 @@ class Rows(nn.Module):
         """Logits of each row's document, which begins at its left; the mask is 1 on it and 0 on the padding after."""
         hidden = self._hidden(input_ids, attention_mask)
         scores = None if self.head.query is None else self.head.query(hidden)
-        return self.head.score(ROWS[self.head.pooling](hidden, attention_mask, scores))
+        deep = self.head.score(ROWS[self.head.pooling](hidden, attention_mask, scores))
+        return deep if self.ngrams is None else deep + self.ngrams.of_rows(input_ids, attention_mask)
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Hidden:
         """`Decoder.forward`, but positions are counted from the row's start: what padding makes of them is not read."""

@@ -19,6 +19,7 @@ from pipeline.stages.export import Export, ExportConfig
 from pipeline.stages.finetune import Finetune, FinetuneConfig
 from pipeline.stages.imported import ImportModel, ImportTokenizer, model_config
 from pipeline.stages.labels import LabelsConfig, LabelsStage
+from pipeline.stages.ngrams import NGramsConfig, NGramsStage
 from pipeline.stages.pretrain import Pretrain, PretrainConfig
 from pipeline.stages.shards import ShardsConfig, ShardsStage
 from pipeline.stages.task_text import TaskText
@@ -142,6 +143,8 @@ class TaskConfig:
     """Laid over the pipeline's `adapt`."""
     finetune: FinetuneConfig = FinetuneConfig()
     """Laid over the pipeline's `finetune`."""
+    ngrams: NGramsConfig | None = None
+    """Laid over the pipeline's `ngrams`."""
     register: RegisterConfig = knob(default_factory=RegisterConfig)
     """Default name: the pipeline's and the task's, with a dash between them."""
 
@@ -175,6 +178,8 @@ class PipelineConfig:
     adapt: PretrainConfig | None = None
     """Go on pretraining on the training texts of the task before it is fine-tuned (arXiv:2004.10964)."""
     finetune: FinetuneConfig = FinetuneConfig()
+    ngrams: NGramsConfig | None = None
+    """Add a linear model of the texts' n-grams to the fine-tuned network. It has no stock Llama export."""
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig | None = ExportConfig()
     """null makes and registers none."""
@@ -225,37 +230,49 @@ class PipelineConfig:
         """Every task by its name; the only task of a pipeline has the name ""."""
         if self.labels is None:
             return dict(self.tasks)
-        return {"": TaskConfig(labels=self.labels, adapt=self.adapt, finetune=self.finetune, register=self.register)}
+        only = TaskConfig(
+            labels=self.labels,
+            adapt=self.adapt,
+            finetune=self.finetune,
+            ngrams=self.ngrams,
+            register=self.register,
+        )
+        return {"": only}
 
 
 def _over_own_sections(tree: Mapping[str, Any], task: Any) -> Any:
     """A task with its sections laid over the pipeline's; what is no section is left to be refused where it stands."""
     if not isinstance(task, dict):
         return task
-    shared = {name: section for name in ("adapt", "finetune") if isinstance(section := tree.get(name), dict)}
+    shared = {name: section for name in ("adapt", "finetune", "ngrams") if isinstance(section := tree.get(name), dict)}
     return {**task, **{name: laid_over(section, task.get(name, {})) for name, section in shared.items()}}
 
 
 Base = Pretrain | ImportModel
 """What makes a language model, and says with what shape and tokenizer."""
+Classifier = Finetune | NGramsStage
+"""What makes a classifier: a network, or one that reads n-grams besides."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The stages of one task, by role; `adapted` is the base where it is not trained further."""
+    """The stages of one task, by role; `adapted` is the base where it is not trained further, and the classifier of a
+    network is that network where it reads no n-grams.
+    """
 
     labels: LabelsStage
     adapted: Base
     finetune: Finetune
-    repeats: tuple[Finetune, ...]
-    random_init: Finetune | None
+    classifier: Classifier
+    rivals: tuple[Classifier, ...]
+    """The same from other seeds, and from random weights, each network before its classifier."""
     evaluate: Evaluate
     export: Export | None
 
     @property
     def stages(self) -> list[Stage[Any]]:
-        single = (self.labels, self.adapted, self.finetune, *self.repeats, self.random_init, self.evaluate, self.export)
-        return [stage for stage in single if stage is not None]
+        made = (self.labels, self.adapted, self.finetune, self.classifier, *self.rivals, self.evaluate, self.export)
+        return [stage for n, stage in enumerate(made) if stage is not None and stage not in made[:n]]
 
 
 @dataclass(frozen=True)
@@ -335,7 +352,7 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
     """Wire the stages of one task onto the base, which has been trained on the corpus."""
     labels = LabelsStage(config=task.labels, seed=config.seed, label=name)
     adapted = adapt(config, name, task.adapt, labels, base) if task.adapt else base
-    classifier = Finetune(
+    network = Finetune(
         config=task.finetune.resolve(),
         base=adapted,
         model=adapted.model,
@@ -344,26 +361,35 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
         seed=config.seed,
         label=name,
     )
-    repeats = tuple(
-        replace(classifier, seed=config.seed + n, label=joined(name, f"seed-{n}"))
-        for n in range(1, config.evaluate.seeds)
-    )
-    from_random = replace(classifier, base=None, label=joined(name, "random-init"))
-    random_init = from_random if config.evaluate.random_init else None
+    repeats = [
+        replace(network, seed=config.seed + n, label=joined(name, f"seed-{n}")) for n in range(1, config.evaluate.seeds)
+    ]
+    from_random = replace(network, base=None, label=joined(name, "random-init"))
+    networks = [network, *repeats, *([from_random] if config.evaluate.random_init else [])]
+    classifiers = [reading_ngrams(task, each) for each in networks]
+    classifier = classifiers[0]
     scores = Evaluate(
         config=config.evaluate,
         classifier=classifier,
         labels=labels,
         corpus=corpus if config.evaluate.contamination else None,
-        random_init=random_init,
-        repeats=repeats,
+        random_init=classifiers[-1] if config.evaluate.random_init else None,
+        repeats=tuple(classifiers[1 : config.evaluate.seeds]),
         seed=config.seed,
         label=name,
     )
     export = config.export and Export(
         config=config.export, classifier=classifier, labels=labels, evaluation=scores, label=name
     )
-    return Branch(labels, adapted, classifier, repeats, random_init, scores, export)
+    rivals = tuple(stage for pair in zip(networks[1:], classifiers[1:], strict=True) for stage in pair)
+    return Branch(labels, adapted, network, classifier, rivals, scores, export)
+
+
+def reading_ngrams(task: TaskConfig, network: Finetune) -> Classifier:
+    """Wire n-grams beside a network, if the task wants them."""
+    if task.ngrams is None:
+        return network
+    return NGramsStage(config=task.ngrams, classifier=network, labels=network.labels, label=network.label)
 
 
 def adapt(config: PipelineConfig, name: str, training: PretrainConfig, labels: LabelsStage, base: Base) -> Pretrain:

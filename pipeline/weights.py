@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.heads import Classifier, LanguageModel
+from model.ngrams import NGrams
 from pipeline.identity import canonical
 from pipeline.tokens import load_tokenizer
 from pipeline.windows import ONE_WINDOW, Windows
@@ -62,9 +63,10 @@ class ClassifierFiles:
 
     def load(self) -> LoadedClassifier:
         record = _record(self.path)
-        body = Decoder(ModelConfig(**record["model"]))
+        body, n_labels = Decoder(ModelConfig(**record["model"])), len(record["labels"])
+        ngrams = NGrams(n_labels, **record["ngrams"]) if "ngrams" in record else None
         multi_label = record.get("multi_label", False)
-        model = Classifier(body, len(record["labels"]), record["pooling"], multi_label=multi_label)
+        model = Classifier(body, n_labels, record["pooling"], multi_label=multi_label, ngrams=ngrams)
         _fill(model, self.path)
         windows = Windows.of(record, body.cfg.seq_len)
         return LoadedClassifier(model, load_tokenizer(self.path / TOKENIZER), record["labels"], windows)
@@ -85,12 +87,14 @@ def write_classifier(
     windows: Windows = ONE_WINDOW,
     *,
     multi_label: bool = False,
+    ngrams: NGrams | None = None,
 ) -> None:
     """As `write_language_model`, with the names of the labels in the order of the logits, and whether they exclude
-    each other (the record says `multi_label` only where they do not).
+    each other (the record says `multi_label` only where they do not, and `ngrams` only where they are read).
     """
     several = {"multi_label": True} if multi_label else {}
-    record = {"model": canonical(cfg), "labels": labels, "pooling": pooling, **windows.record, **several}
+    wide = {} if ngrams is None else {"ngrams": {"order": ngrams.order, "buckets": len(ngrams.table)}}
+    record = {"model": canonical(cfg), "labels": labels, "pooling": pooling, **windows.record, **several, **wide}
     _write(folder, params, record, tokenizer)
 
 

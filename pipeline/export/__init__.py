@@ -4,7 +4,7 @@ Contract: a module here defines
 
 - `PROGRAM`: the name of the foreign program that must compute our logits from the folder before it is published;
 - `PACKAGES`: the optional packages that writing and checking import, brought by the extra of the format's name;
-- `refusal(cfg, pooling)`: the setting that the format cannot express and what to use instead, or None;
+- `refusal(cfg, pooling, ngrams=...)`: the setting that the format cannot express and what to use instead, or None;
 - `write(folder, subject)`: the files, equal bytes for equal classifiers;
 - `logits(folder, expected)`: `{how: logits}` as PROGRAM gives them for the texts. Raises StageFailed where it reads
   other tokens or labels.
@@ -58,7 +58,7 @@ class Format(Protocol):
     PROGRAM: str
     PACKAGES: tuple[str, ...]
 
-    def refusal(self, cfg: ModelConfig, pooling: str) -> str | None: ...
+    def refusal(self, cfg: ModelConfig, pooling: str, *, ngrams: bool = False) -> str | None: ...
     def write(self, folder: Path, subject: Subject) -> None: ...
     def logits(self, folder: Path, expected: Expected) -> Mapping[str, Logits]: ...
 
@@ -73,21 +73,21 @@ def load(name: str) -> Format:
     return cast(Format, variants.load(__name__, name))
 
 
-def choose(formats: Sequence[str], cfg: ModelConfig, pooling: str) -> list[str]:
+def choose(formats: Sequence[str], cfg: ModelConfig, pooling: str, *, ngrams: bool = False) -> list[str]:
     """The formats to write, with "auto" decided: the first of READABLE that can express the classifier.
 
     Raises UsageError, naming the setting, for a format that cannot.
     """
-    auto = next((name for name in READABLE if load(name).refusal(cfg, pooling) is None), READABLE[-1])
+    auto = next((name for name in READABLE if load(name).refusal(cfg, pooling, ngrams=ngrams) is None), READABLE[-1])
     chosen = list(dict.fromkeys(auto if name == AUTO else name for name in formats))
     for name in chosen:
-        refuse(name, cfg, pooling)
+        refuse(name, cfg, pooling, ngrams=ngrams)
     return chosen
 
 
-def refuse(name: str, cfg: ModelConfig, pooling: str) -> None:
+def refuse(name: str, cfg: ModelConfig, pooling: str, *, ngrams: bool = False) -> None:
     """Raises UsageError where a format cannot express a classifier."""
-    reason = load(name).refusal(cfg, pooling)
+    reason = load(name).refusal(cfg, pooling, ngrams=ngrams)
     if reason is not None:
         raise UsageError(f"{reason}, so the classifier cannot be exported as {name}")
 
@@ -105,8 +105,8 @@ def calibrated(loaded: LoadedClassifier, tokenizer: Path, temperature: float) ->
     """The classifier with its head divided by a temperature above 0 (Guo et al., arXiv:1706.04599), as a copy."""
     model = copy.deepcopy(loaded.model).float().cpu()
     with torch.no_grad():
-        for parameter in model.head.score.parameters():
-            parameter.div_(temperature)
+        for weight in model.logit_weights:
+            weight.div_(temperature)
     return Subject(replace(loaded, model=model), tokenizer, temperature)
 
 
@@ -135,7 +135,8 @@ def export(name: str, folder: Path, subject: Subject, expected: Expected, tolera
     Raises UsageError, EnvironmentProblem, or StageFailed where a logit differs by more than `tolerance`, absolute, or
     relative to the largest logit where that is above 1.
     """
-    refuse(name, subject.loaded.model.cfg, subject.loaded.model.head.pooling)
+    model = subject.loaded.model
+    refuse(name, model.cfg, model.head.pooling, ngrams=model.ngrams is not None)
     require(name)
     format_ = load(name)
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,10 @@ PROGRAM = "transformers"
 PACKAGES = ()
 
 
-def refusal(cfg: ModelConfig, pooling: str) -> str | None:
+def refusal(cfg: ModelConfig, pooling: str, *, ngrams: bool = False) -> str | None:
     """The setting that a stock Llama classifier, which reads one way and answers at the last token, lacks."""
+    if ngrams:
+        return "ngrams have no stock Llama form (null has)"
     if pooling != "last":
         return f"finetune.pooling={pooling} has no stock Llama form (last has)"
     if cfg.sliding_window is not None:

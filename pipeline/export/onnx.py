@@ -33,17 +33,24 @@ INPUTS = ("input_ids", "attention_mask")
 """int64 [batch, length] both; the mask is 1 on a text's tokens and 0 on the padding to their right."""
 
 
-def refusal(cfg: ModelConfig, pooling: str) -> str | None:
-    del cfg
+def refusal(cfg: ModelConfig, pooling: str, *, ngrams: bool = False) -> str | None:
+    del cfg, ngrams
     return None if pooling in ROWS else f"finetune.pooling={pooling} has no form without packed rows"
 
 
 def write(folder: Path, subject: Subject) -> None:
     model, labels, windows = subject.loaded.model, subject.loaded.labels, subject.loaded.windows
     params = dict(model.named_parameters())
-    several = model.head.multi_label
     write_classifier(
-        folder, params, model.cfg, labels, model.head.pooling, subject.tokenizer, windows, multi_label=several
+        folder,
+        params,
+        model.cfg,
+        labels,
+        model.head.pooling,
+        subject.tokenizer,
+        windows,
+        multi_label=model.head.multi_label,
+        ngrams=model.ngrams,
     )
     record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     asked = {"inputs": list(INPUTS), "padding_id": special_ids(subject.loaded.tokenizer).pad}

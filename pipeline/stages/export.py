@@ -15,6 +15,7 @@ from pipeline.stage import Context, Stage
 from pipeline.stages.evaluate import Evaluation
 from pipeline.stages.finetune import Finetune
 from pipeline.stages.labels import Labels
+from pipeline.stages.ngrams import NGramsStage
 from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier
 
 
@@ -70,23 +71,29 @@ class Export(Stage[ExportFolder]):
 
     def __post_init__(self) -> None:
         """Refuse what a format cannot express before anything is trained, not after."""
-        if isinstance(self.classifier, Finetune):
-            export.choose(self.config.formats, self.classifier.shape, self.classifier.config.pooling)
+        self._foreseen_formats()
 
     def load(self, path: Path) -> ExportFolder:
         return ExportFolder(path)
 
     def check_installed(self) -> None:
         """Raises EnvironmentProblem where the packages of a format are missing here."""
-        if isinstance(self.classifier, Finetune):
-            shape, pooling = self.classifier.shape, self.classifier.config.pooling
-            for name in export.choose(self.config.formats, shape, pooling):
-                export.require(name)
+        for name in self._foreseen_formats():
+            export.require(name)
+
+    def _foreseen_formats(self) -> list[str]:
+        """What will be written, as far as the settings say. Raises UsageError for what cannot be."""
+        ngrams = isinstance(self.classifier, NGramsStage)
+        network = self.classifier.classifier if isinstance(self.classifier, NGramsStage) else self.classifier
+        if not isinstance(network, Finetune):
+            return []
+        return export.choose(self.config.formats, network.shape, network.config.pooling, ngrams=ngrams)
 
     def run(self, ctx: Context) -> None:
         files, scores = ctx.open(self.classifier), ctx.open(self.evaluation).scores
         loaded, temperature = files.load(), scores.get("temperature") or 1.0
-        formats = export.choose(self.config.formats, loaded.model.cfg, loaded.model.head.pooling)
+        model = loaded.model
+        formats = export.choose(self.config.formats, model.cfg, model.head.pooling, ngrams=model.ngrams is not None)
         wanted = export.expected(loaded, self._texts(ctx, loaded.model.cfg.seq_len), temperature)
         gaps = self._write(ctx.out, formats, export.calibrated(loaded, files.path / TOKENIZER, temperature), wanted)
         facts = self._facts(ctx, loaded, formats, temperature, len(wanted.texts))

@@ -8,6 +8,7 @@ import pytest
 from pipeline.assemble import Graph, PipelineConfig, assemble
 from pipeline.config import load
 from pipeline.errors import UsageError
+from pipeline.stages.ngrams import NGramsConfig, NGramsStage
 from pipeline.stages.pretrain import Pretrain
 
 TWO_TASKS = """
@@ -52,9 +53,9 @@ def test_a_task_says_only_what_is_its_own(tmp_path: Path):
 
 def test_seeds_are_the_same_fine_tuning_from_other_draws(tmp_path: Path):
     for name, branch in graph(tmp_path, TWO_TASKS, "evaluate.seeds=3", "seed=5").branches.items():
-        assert [repeat.seed for repeat in branch.repeats] == [6, 7]
-        assert [repeat.name for repeat in branch.repeats] == [f"finetune-{name}-seed-{n}" for n in (1, 2)]
-        for repeat in branch.repeats:
+        assert [repeat.seed for repeat in branch.evaluate.repeats] == [6, 7]
+        assert [repeat.name for repeat in branch.evaluate.repeats] == [f"finetune-{name}-seed-{n}" for n in (1, 2)]
+        for repeat in branch.evaluate.repeats:
             assert replace(repeat, seed=5, label=name) == branch.finetune
             assert repeat in branch.stages
             assert repeat in branch.evaluate.inputs.values()
@@ -114,3 +115,26 @@ def test_the_only_task_and_one_of_several_are_the_same_artifact(tmp_path: Path):
 def test_a_wrong_task_is_named_where_it_stands(tmp_path: Path, text: str, told: str):
     with pytest.raises(UsageError, match=told):
         graph(tmp_path, text)
+
+
+def test_ngrams_stand_beside_every_network_of_a_task_that_wants_them(tmp_path: Path):
+    made = graph(tmp_path, TWO_TASKS, "tasks.other.ngrams.order=2", "evaluate.seeds=2", "evaluate.random_init=true")
+    plain, other = made.branches["plain"], made.branches["other"]
+    assert plain.classifier == plain.finetune
+    assert plain.evaluate.classifier == plain.finetune
+    assert other.classifier == NGramsStage(
+        config=NGramsConfig(order=2), classifier=other.finetune, labels=other.labels, label="other"
+    )
+    assert other.export
+    assert other.export.classifier == other.evaluate.classifier == other.classifier
+    names = ["finetune-other", "ngrams-other", "finetune-other-seed-1", "ngrams-other-seed-1"]
+    names += ["finetune-other-random-init", "ngrams-other-random-init"]
+    assert [stage.name for stage in other.stages if stage.kind in ("finetune", "ngrams")] == names
+    assert [stage.name for stage in other.evaluate.repeats] == ["ngrams-other-seed-1"]
+    assert other.evaluate.random_init
+    assert other.evaluate.random_init.name == "ngrams-other-random-init"
+    shared = graph(tmp_path, TWO_TASKS + "ngrams: {order: 1}", "tasks.other.ngrams.buckets=9")
+    assert [branch.classifier.config for branch in shared.branches.values()] == [
+        NGramsConfig(order=1),
+        NGramsConfig(order=1, buckets=9),
+    ]

@@ -1,5 +1,6 @@
 """Every export format: its own program computes our calibrated logits from it, or it says what it cannot express."""
 
+import copy
 import json
 import logging
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.heads import Classifier
 from pipeline import export
 from pipeline.classify import probabilities
 from pipeline.errors import StageFailed, UsageError
@@ -124,6 +126,28 @@ def test_how_long_texts_are_read_goes_along_and_a_program_gives_the_logits_of_on
         back = export.read(tmp_path / "out").loaded
         assert back.windows == Windows(3, 5)
         assert np.abs(probabilities(back, TEXTS) - probabilities(subject.loaded, TEXTS)).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", export.names())
+def test_ngrams_go_along_or_the_format_is_refused_by_their_name(tmp_path: Path, name: str):
+    folder = classifier_folder(tmp_path / "artifact", n_layers=1, windows=Windows(3, 5), ngrams=3)
+    subject, loaded = subject_of(folder, TEMPERATURE)
+    wanted = expected(loaded, TEXTS, TEMPERATURE)
+    if name != "onnx":
+        with pytest.raises(UsageError, match=rf"^ngrams have no stock Llama form .* cannot be exported as {name}"):
+            export.export(name, tmp_path / "out", subject, wanted, 1e-5)
+        return
+    plain = expected(replace(loaded, model=_without_ngrams(loaded.model)), TEXTS, TEMPERATURE)
+    assert (wanted.logits - plain.logits).abs().max() > 0.1
+    assert export.export(name, tmp_path / "out", subject, wanted, 1e-5) < 1e-5
+    back = export.read(tmp_path / "out").loaded
+    assert np.array_equal(probabilities(back, TEXTS), probabilities(subject.loaded, TEXTS))
+
+
+def _without_ngrams(model: Classifier) -> Classifier:
+    plain = copy.deepcopy(model)
+    plain.ngrams = None
+    return plain
 
 
 def test_a_folder_that_says_nonsense_of_its_windows_is_refused(tmp_path: Path):

@@ -10,6 +10,7 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.heads import Classifier
 from model.init import initialize
+from model.ngrams import NGrams
 from pipeline.bpe import blank_tokenizer
 from pipeline.export import Subject, calibrated
 from pipeline.tokens import BOS, EOS, PAD, load_tokenizer
@@ -27,9 +28,10 @@ def classifier_folder(
     seed: int = 0,
     windows: Windows = ONE_WINDOW,
     multi_label: bool = False,
+    ngrams: int = 0,
     **shape: Any,
 ) -> Path:
-    """A classifier artifact: weights large enough for the logits to depend on what is read."""
+    """A classifier artifact: weights large enough for the logits to depend on what is read, n-grams too if it has any."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = blank_tokenizer(lowercase=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -40,13 +42,15 @@ def classifier_folder(
     tokenizer.save(str(folder / "trained.json"))
     sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "seq_len": 24} | shape
     cfg = ModelConfig(vocab_size=tokenizer.get_vocab_size() + 1, **sizes)
-    model = Classifier(Decoder(cfg), len(LABELS), pooling)
+    model = Classifier(Decoder(cfg), len(LABELS), pooling, ngrams=NGrams(len(LABELS), ngrams, 101) if ngrams else None)
     initialize(model, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6.0 if parameter.ndim > 1 else 1.0)
     params, trained = dict(model.named_parameters()), folder / "trained.json"
-    write_classifier(folder, params, cfg, LABELS, pooling, trained, windows, multi_label=multi_label)
+    write_classifier(
+        folder, params, cfg, LABELS, pooling, trained, windows, multi_label=multi_label, ngrams=model.ngrams
+    )
     (folder / "trained.json").unlink()
     return folder
 

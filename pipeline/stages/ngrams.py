@@ -1,0 +1,139 @@
+"""N-grams beside the network: a linear model of the same tokens is added to a fine-tuned classifier's logits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le
+
+from model.ngrams import NGrams
+from pipeline.classify import document_probabilities, tokenize_windows
+from pipeline.errors import UsageError
+from pipeline.labelling import Labelling
+from pipeline.metrics import calibrated_log_loss
+from pipeline.ngrams import Blend, Logits, features, learned_table, logits_of
+from pipeline.splitting import LabelledSplit
+from pipeline.stage import Context, Resources, Stage
+from pipeline.stages.finetune import Finetune
+from pipeline.stages.labels import Labels
+from pipeline.targets import Probabilities, Targets
+from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier, write_classifier
+from pipeline.windows import loss_weights, mean_over_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGramsConfig:
+    """What is learned of n-grams of tokens, in seconds, and added to what the network says."""
+
+    order: Annotated[int, Ge(1), Le(8)] = 3
+    """Tokens in the longest n-gram; shorter ones are read too."""
+    buckets: Annotated[int, Ge(1), Le(2**24)] = 2**18
+    """Rows of the table that n-grams are hashed to, each of a float32 for every class."""
+    strength: Annotated[float, Gt(0)] = 0.5
+    """Inverse regularisation of the logistic regression."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGramsStage(Stage[ClassifierFiles]):
+    """Makes of a classifier one that reads n-grams too (wide and deep, arXiv:1606.07792).
+
+    They learn from the training texts; how much they count beside the network, the validation texts say.
+    """
+
+    config: NGramsConfig
+    classifier: Finetune
+    labels: Stage[Labels]
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=0)
+
+    def load(self, path: Path) -> ClassifierFiles:
+        return ClassifierFiles(path)
+
+    def run(self, ctx: Context) -> None:
+        torch.set_num_threads(ctx.cpus)
+        labels, files = ctx.open(self.labels), ctx.open(self.classifier)
+        loaded = files.load()
+        model, known, asked = loaded.model, *(Read.of(loaded, labels.split(name)) for name in ("train", "validation"))
+        if not asked.texts:
+            raise UsageError(
+                "ngrams: there are no validation texts to say how much n-grams count beside the network; "
+                "set labels.validation_fraction above 0, or ngrams to null"
+            )
+        network = document_probabilities(model, asked.texts)
+        model.ngrams = NGrams(len(labels.names), self.config.order, self.config.buckets)
+        blend = self._learn(model.ngrams, known, asked, logits_of(network, multi_label=labels.multi_label))
+        with torch.no_grad():
+            for weight, by in zip(model.logit_weights, (blend.deep, blend.wide), strict=True):
+                weight.mul_(by)
+        write_classifier(
+            ctx.out,
+            dict(model.named_parameters()),
+            model.cfg,
+            labels.names,
+            model.head.pooling,
+            files.path / TOKENIZER,
+            loaded.windows,
+            multi_label=labels.multi_label,
+            ngrams=model.ngrams,
+        )
+        _note(ctx, blend, _score(asked, network), _score(asked, document_probabilities(model, asked.texts)))
+        ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
+
+    def _learn(self, ngrams: NGrams, known: "Read", asked: "Read", network: Logits) -> Blend:
+        """Fill the table from the training texts; what counts how much, for the lowest log loss on the others."""
+        targets = np.repeat(known.targets, known.counts, axis=0)
+        table = learned_table(
+            features(ngrams, known.windows), targets, network.shape[1], self.config.strength, loss_weights(known.counts)
+        )
+        with torch.no_grad():
+            ngrams.table.copy_(torch.from_numpy(table))
+        said = mean_over_windows(torch.from_numpy(features(ngrams, asked.windows) @ table), asked.counts).numpy()
+        return Blend.best(asked.targets, network, said)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """Texts as a classifier reads them: the token ids of each one's windows; and what is true of them."""
+
+    texts: list[list[np.ndarray]]
+    targets: Targets
+
+    @classmethod
+    def of(cls, loaded: LoadedClassifier, split: LabelledSplit) -> "Read":
+        return cls(
+            tokenize_windows(loaded.tokenizer, split.texts, loaded.model.cfg.seq_len, loaded.windows), split.targets
+        )
+
+    @property
+    def windows(self) -> list[np.ndarray]:
+        return [window for text in self.texts for window in text]
+
+    @property
+    def counts(self) -> list[int]:
+        """Windows of each text."""
+        return [len(text) for text in self.texts]
+
+
+def _score(asked: Read, table: Probabilities) -> dict[str, float]:
+    labelling = Labelling.of_probabilities(asked.targets, table)
+    log_loss = calibrated_log_loss(asked.targets, table)
+    return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy, "log_loss": log_loss}
+
+
+def _note(ctx: Context, blend: Blend, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    ctx.notes["metrics"] = {
+        **{f"val/{name}": value for name, value in after.items()},
+        **{f"val/network_{name}": value for name, value in before.items()},
+        "ngrams/deep": blend.deep,
+        "ngrams/wide": blend.wide,
+    }
+    ctx.notes["headline"] = (
+        f"validation macro-F1 {before['macro_f1']:.3f} -> {after['macro_f1']:.3f}, "
+        f"log loss {before['log_loss']:.3f} -> {after['log_loss']:.3f}"
+    )
+    ctx.notes["model"] = {"role": "classifier-weights"}

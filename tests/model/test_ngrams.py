@@ -1,0 +1,70 @@
+"""N-grams beside the network: counted by hand, whatever a document is packed or padded with."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.config import ModelConfig
+from model.decoder import Decoder
+from model.heads import Classifier
+from model.init import initialize
+from model.ngrams import FACTOR, PRIME, NGrams
+
+DOCUMENTS = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+def some(order: int, buckets: int = 97) -> NGrams:
+    ngrams = NGrams(3, order, buckets)
+    torch.nn.init.normal_(ngrams.table, generator=torch.Generator().manual_seed(0))
+    return ngrams
+
+
+def by_hand(ngrams: NGrams, document: Sequence[int]) -> torch.Tensor:
+    rows = []
+    for n in range(1, ngrams.order + 1):
+        for start in range(len(document) - n + 1):
+            code = n
+            for token in document[start : start + n]:
+                code = (code * FACTOR + token + 1) % PRIME
+            rows.append(ngrams.table[code % len(ngrams.table)])
+    return torch.stack(rows).sum(dim=0) / len(rows) ** 0.5
+
+
+@given(DOCUMENTS, st.integers(1, 4))
+def test_each_document_has_its_own_ngrams_packed_padded_and_alone(documents: list[list[int]], order: int):
+    ngrams = some(order)
+    want = torch.stack([by_hand(ngrams, document) for document in documents])
+    flat = torch.tensor([[*(token for document in documents for token in document), 7, 7]])
+    ids = torch.tensor([[*(i for i, document in enumerate(documents) for _ in document), -1, -1]], dtype=torch.int32)
+    longest = max(map(len, documents))
+    rows = torch.tensor([document + [9] * (longest - len(document)) for document in documents])
+    mask = torch.tensor([[1] * len(document) + [0] * (longest - len(document)) for document in documents])
+    alone = torch.cat([ngrams(torch.tensor([document])) for document in documents])
+    for got in (ngrams(flat, ids), ngrams.of_rows(rows, mask), alone):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_the_logits_are_the_sum_of_both_parts():
+    cfg = ModelConfig(vocab_size=31, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=24, seq_len=8)
+    both = Classifier(Decoder(cfg), 3, "mean", ngrams=some(2))
+    initialize(both, 0)
+    torch.nn.init.normal_(both.head.score.weight)
+    plain = Classifier(both.body, 3, "mean")
+    plain.head = both.head
+    tokens = torch.randint(0, 31, (2, 8), generator=torch.Generator().manual_seed(1))
+    assert both.ngrams is not None
+    torch.testing.assert_close(both(tokens), plain(tokens) + both.ngrams(tokens))
+    doubled = both(tokens) * 2
+    with torch.no_grad():
+        for weight in both.logit_weights:
+            weight.mul_(2)
+    torch.testing.assert_close(both(tokens), doubled)
+
+
+@pytest.mark.parametrize(("order", "buckets"), [(0, 5), (2, 0)])
+def test_a_table_of_nothing_is_refused(order: int, buckets: int):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        NGrams(3, order, buckets)

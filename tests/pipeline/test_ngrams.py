@@ -1,0 +1,118 @@
+"""N-grams learn from the training texts, and the validation texts say what they count beside the network."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.ngrams import NGrams
+from pipeline import ngrams as learning
+from pipeline.classify import probabilities
+from pipeline.errors import UsageError
+from pipeline.metrics import calibrated_log_loss
+from pipeline.ngrams import Blend, features, learned_table, log_loss, logits_of
+from pipeline.runner import Built, build, submit_here
+from pipeline.stages.labels import LabelsConfig, LabelsStage
+from pipeline.stages.ngrams import NGramsConfig, NGramsStage
+from pipeline.store import Store
+from tests.pipeline.test_windows import finetuning, texts_with_a_late_word
+
+
+@given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=9), st.integers(1, 8))
+def test_what_is_learned_from_is_what_is_read_in_use(documents: list[list[int]], at_once: int):
+    ngrams = NGrams(2, order=3, buckets=64)
+    torch.nn.init.normal_(ngrams.table, generator=torch.Generator().manual_seed(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "TOKENS_AT_ONCE", at_once)  # in pieces, too
+        rows = features(ngrams, [np.array(document) for document in documents])
+    used = torch.cat([ngrams(torch.tensor([document])) for document in documents]).detach()
+    np.testing.assert_allclose(rows @ ngrams.table.detach().numpy(), used, atol=1e-5)
+
+
+def test_a_class_is_learned_by_what_only_its_texts_have_and_an_absent_one_adds_nothing():
+    ngrams = NGrams(3, order=2, buckets=997)
+    documents = [np.array([1, 2, 3 + label, 5]) for label in (0, 1) for _ in range(9)]
+    targets = np.repeat([0, 2], 9)
+    table = learned_table(features(ngrams, documents), targets, 3, strength=1.0)
+    said = features(ngrams, documents) @ table
+    assert (said.argmax(axis=1) == targets).all()
+    assert not table[:, 1].any()
+    assert np.array_equal(table, learned_table(features(ngrams, documents), targets, 3, strength=1.0))
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_no_other_weights_have_a_lower_log_loss(seed: int, several: bool):
+    draw = np.random.default_rng(seed)
+    targets = draw.integers(0, 2, (40, 3)) if several else draw.integers(0, 3, 40)
+    truth = targets if several else np.eye(3)[targets]
+    deep, wide = (truth * draw.uniform(0, 2) + draw.normal(0, 1.5, (40, 3)) for _ in range(2))
+    best = Blend.best(targets, deep, wide)
+    assert min(best.deep, best.wide) >= 0
+    assert best.log_loss == pytest.approx(log_loss(targets, best.deep * deep + best.wide * wide))
+    for other in [(1, 0), (0, 1), (best.deep + 0.05, best.wide), (best.deep, best.wide + 0.05)]:
+        assert best.log_loss <= log_loss(targets, other[0] * deep + other[1] * wide) + 1e-6
+
+
+def test_logits_give_their_probabilities_back():
+    table = np.array([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0]])
+    softmax = np.exp(logits_of(table, multi_label=False))
+    np.testing.assert_allclose(softmax / softmax.sum(axis=1, keepdims=True), table, atol=1e-9)
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits_of(table, multi_label=True))), table, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return texts_with_a_late_word(tmp_path_factory.mktemp("late"), (30, 50))
+
+
+def with_ngrams(folder: Path, *, listed: bool = False, **changes: object) -> NGramsStage:
+    network = finetuning(folder, epochs=1, **changes)
+    if listed:
+        rows = [json.loads(line) for line in (folder / "late.jsonl").read_text().splitlines()]
+        path = folder / "listed.jsonl"
+        path.write_text("\n".join(json.dumps({**row, "label": [row["label"]]}) for row in rows))
+        several = replace(network.labels.config, path=str(path), multi_label=True)
+        network = replace(network, labels=LabelsStage(config=several))
+    return NGramsStage(config=NGramsConfig(buckets=997), classifier=network, labels=network.labels)
+
+
+def built(target: NGramsStage, home: Path) -> Built:
+    events = build([target], Store(home), submit_here)
+    return [event for event in events if isinstance(event, Built)][-1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"windows": 4}, {"windows": 4, "listed": True}])
+def test_a_classifier_with_ngrams_is_the_better_one_and_what_was_validated(
+    late: Path, tmp_path: Path, settings: dict[str, Any]
+):
+    target = with_ngrams(late, **settings)
+    done, store = built(target, tmp_path), Store(tmp_path)
+    labels = target.labels.load(store.path("labels", built_key(target.labels, store)))
+    split, measured = labels.split("validation"), done.notes["metrics"]
+    loaded = target.load(store.path("ngrams", done.key)).load()
+    table = probabilities(loaded, split.texts)
+    assert calibrated_log_loss(split.targets, table) == pytest.approx(measured["val/log_loss"], abs=1e-6)
+    assert measured["val/log_loss"] < measured["val/network_log_loss"] + 0.01
+    if "windows" in settings:  # the word that tells is in the last third, which one window does not reach
+        assert measured["val/accuracy"] > measured["val/network_accuracy"] + 0.1
+        assert measured["val/log_loss"] < measured["val/network_log_loss"] - 0.1
+    assert built(target, tmp_path / "again").digest == done.digest
+
+
+def built_key(stage: LabelsStage, store: Store) -> str:
+    return next(event.key for event in build([stage], store, submit_here) if isinstance(event, Built))
+
+
+def test_without_validation_texts_nobody_could_say_what_counts(late: Path, tmp_path: Path):
+    config = LabelsConfig(path=str(late / "late.jsonl"), split=(0.8, 0.0, 0.2), validation_fraction=0.0)
+    target = with_ngrams(late)
+    labels = LabelsStage(config=config)
+    target = replace(target, labels=labels, classifier=replace(target.classifier, labels=labels))
+    with pytest.raises(UsageError, match=r"ngrams: there are no validation texts .* ngrams to null"):
+        built(target, tmp_path)
