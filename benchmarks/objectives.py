@@ -1,8 +1,8 @@
 """What to pretrain for and how to pool: the test macro-F1 of each on a few tasks.
 
 `python -m benchmarks.objectives --corpus FILE --tasks FOLDER --only TASK TASK`, other arguments as of benchmarks.tasks.
-All bases see as many tokens of the corpus, and none goes on with the texts of a task. A fine-tuned body reads both ways
-where its base did, or where the row says so. One seed.
+All bases see as many tokens of the corpus, none goes on with the texts of a task, and no n-grams stand beside it. A
+fine-tuned body reads both ways where its base did, or where the row says so. One seed.
 """
 
 import statistics
@@ -12,7 +12,7 @@ from benchmarks.tasks import Study, parser
 
 SECOND_PHASE = 0.4
 """Of the tokens, where there are two phases."""
-COMMON = ("adapt=null", "export=null", "evaluate.baselines=[]", "evaluate.contamination=false")
+COMMON = ("adapt=null", "ngrams=null", "export=null", "evaluate.baselines=[]", "evaluate.contamination=false")
 
 
 def rows(tokens: int) -> Mapping[str, Sequence[str]]:

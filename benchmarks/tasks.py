@@ -2,7 +2,8 @@
 
 `python -m benchmarks.tasks --corpus FILE --tasks FOLDER`. The folder holds files of {text, label, split}, named after
 their tasks. Each task is fine-tuned with three seeds and once from random weights, beside the linear rivals that
-`evaluate` has. The base is made once; what is finished is not made again, so a study that was cut off goes on.
+`evaluate` has; then the networks are scored alone, without the n-grams beside them. The base is made once; what is
+finished is not made again, so a study that was cut off goes on.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from typing import Any
 
 CONFIG = Path("configs/english.yaml")
 SUFFIX = ".jsonl.zst"
+ALONE = ("ngrams=null", "export=null", "evaluate.baselines=[]", "evaluate.contamination=false")
+"""The same networks by themselves."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Row:
-    """Test macro-F1 of a task: ours by seed, and its rivals'. `ece` is of the first seed, as served."""
+    """Test macro-F1 of a task: ours by seed, and its rivals'. `ece` is of the first seed, as served.
+
+    `network` and `random_network` read no n-grams.
+    """
 
     task: str
     ours: Mapping[str, Any]
@@ -54,9 +60,12 @@ class Row:
     svm: float
     random: float
     ece: float
+    network: float
+    random_network: float
 
     @classmethod
-    def of(cls, task: str, result: Mapping[str, Any]) -> "Row":
+    def of(cls, task: str, result: Mapping[str, Any], alone: Mapping[str, Any]) -> "Row":
+        """`alone` is the result without n-grams."""
         rivals = {rival["name"]: rival["macro_f1"] for rival in result["baselines"]}
         return cls(
             task=task,
@@ -65,15 +74,27 @@ class Row:
             svm=rivals["linear-svm"],
             random=result["random_init"]["macro_f1"],
             ece=result["ece_calibrated"],
+            network=alone["seeds"]["macro_f1"]["mean"],
+            random_network=alone["random_init"]["macro_f1"],
         )
 
     def __str__(self) -> str:
-        cells = (self.ours["mean"], self.ours["std"], self.tfidf, self.svm, self.random, self.ece)
+        ours = (self.ours["mean"], self.ours["std"])
+        cells = (*ours, self.tfidf, self.svm, self.random, self.ece, self.network, self.random_network)
         return f"| {self.task} | {' | '.join(f'{cell:.3f}' for cell in cells)} |"
 
 
-HEAD = """| task | classifier, mean | standard deviation | TF-IDF + LR | linear SVM | same body, random weights | ECE |
-|---|---|---|---|---|---|---|"""
+COLUMNS = (
+    "task",
+    "classifier, mean",
+    "standard deviation",
+    "TF-IDF + LR",
+    "linear SVM",
+    "from random weights",
+    "ECE",
+    "without n-grams",
+    "from random weights, without n-grams",
+)
 
 
 def verdict(rows: Sequence[Row]) -> str:
@@ -82,6 +103,7 @@ def verdict(rows: Sequence[Row]) -> str:
         "the best linear rival": sum(row.ours["mean"] > max(row.tfidf, row.svm) for row in rows),
         "TF-IDF + logistic regression": sum(row.ours["mean"] > row.tfidf for row in rows),
         "random weights": sum(row.ours["mean"] > row.random for row in rows),
+        "random weights, both without n-grams": sum(row.network > row.random_network for row in rows),
     }
     return "; ".join(f"above {rival} on {n} of {len(rows)}" for rival, n in leads.items())
 
@@ -101,11 +123,11 @@ def main() -> None:
     own.add_argument("--seeds", type=int, default=3)
     given = own.parse_args()
     study = Study(given.corpus, given.tasks, tuple(given.set))
-    print(HEAD)
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     rows = []
     for task in given.only or study.names:
-        result = study.run(task, f"evaluate.seeds={given.seeds}", "evaluate.random_init=true")
-        rows.append(Row.of(task, result))
+        repeated = (f"evaluate.seeds={given.seeds}", "evaluate.random_init=true")
+        rows.append(Row.of(task, study.run(task, *repeated), study.run(task, *repeated, *ALONE)))
         print(rows[-1], flush=True)
     print(f"\n{verdict(rows)}")
 

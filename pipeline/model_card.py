@@ -24,7 +24,8 @@ class ModelFacts:
 
     `data_digest` is that of the labelled text; `checked` counts texts; `stock` says whether transformers has the class;
     `programs` are those that were checked; `temperature` is what the logits are divided by; `chain` is what the model
-    was made from, the raw data last; `windows` is how it reads a text of more than `seq_len` tokens.
+    was made from, the raw data last; `windows` is how it reads a text of more than `seq_len` tokens; `ngrams` is how
+    long the longest are that it reads, 0 for none.
     """
 
     parameters: int
@@ -39,6 +40,7 @@ class ModelFacts:
     temperature: float
     chain: Sequence[Link] = ()
     windows: Windows = ONE_WINDOW
+    ngrams: int = 0
 
 
 def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
@@ -54,6 +56,7 @@ def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
         parameters=facts.parameters,
         seq_len=facts.seq_len,
         windows=facts.windows if facts.windows.count > 1 else None,
+        ngrams=facts.ngrams,
         checked=facts.checked,
         tolerance=f"{facts.tolerance:g}",
         stock=facts.stock,

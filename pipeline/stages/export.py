@@ -137,6 +137,7 @@ class Export(Stage[ExportFolder]):
             temperature=temperature,
             chain=self._chain(ctx),
             windows=loaded.windows,
+            ngrams=loaded.model.ngrams.order if loaded.model.ngrams else 0,
         )
 
     def _chain(self, ctx: Context) -> list[Link]:

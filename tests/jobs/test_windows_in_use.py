@@ -22,7 +22,12 @@ from tests.pipeline.toy_export import LABELS, classifier_folder, subject_of
 
 TEMPERATURE = 1.7
 TEXTS = ["the cat sat", "the cat sat on the mat and " * 9, "", "<|eos|> a dog", "a dog ran " * 90, "why is it so " * 7]
-FORMATS = {"hf": {"pooling": "last"}, "onnx": {"pooling": "attention"}, "onnx-several": {"multi_label": True}}
+FORMATS = {
+    "hf": {"pooling": "last"},
+    "onnx": {"pooling": "attention"},
+    "onnx-several": {"multi_label": True},
+    "onnx-ngrams": {"pooling": "mean", "ngrams": 3},
+}
 """Formats that are registered, and what kind of classifier is in it."""
 
 
@@ -32,7 +37,7 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     root, kind = tmp_path_factory.mktemp(request.param), FORMATS[request.param]
     files = classifier_folder(root / "artifact", n_layers=1, windows=Windows(3, 4), **kind)
     (root / "export").mkdir()
-    export.load(request.param.removesuffix("-several")).write(root / "export", subject_of(files, TEMPERATURE)[0])
+    export.load(request.param.split("-")[0]).write(root / "export", subject_of(files, TEMPERATURE)[0])
     return files
 
 

@@ -7,9 +7,10 @@ from annotated_types import Ge, Le
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.assemble import ModelSection, PipelineConfig, assemble
+from pipeline.assemble import PipelineConfig, assemble
 from pipeline.config import load, schema
 from pipeline.errors import UsageError
+from pipeline.sections import ModelSection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def classifier_folder(
     ngrams: int = 0,
     **shape: Any,
 ) -> Path:
-    """A classifier artifact: weights large enough for the logits to depend on what is read, n-grams too if it has any."""
+    """A classifier artifact: weights, and n-grams if any, large enough for the logits to depend on what is read."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = blank_tokenizer(lowercase=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
