@@ -19,7 +19,7 @@ from pipeline.metrics import calibrated_log_loss
 from pipeline.ngrams import Blend, features, learned_table, log_loss, logits_of
 from pipeline.runner import Built, build, submit_here
 from pipeline.stages.labels import LabelsConfig, LabelsStage
-from pipeline.stages.ngrams import NGramsConfig, NGramsStage
+from pipeline.stages.ngrams import NGramsConfig, NGramsStage, Read
 from pipeline.store import Store
 from tests.pipeline.test_windows import finetuning, texts_with_a_late_word
 
@@ -107,6 +107,16 @@ def test_a_classifier_with_ngrams_is_the_better_one_and_what_was_validated(
 
 def built_key(stage: LabelsStage, store: Store) -> str:
     return next(event.key for event in build([stage], store, submit_here) if isinstance(event, Built))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(40, 200))
+def test_of_too_many_texts_some_are_left_out_evenly(lengths: list[int], most: int):
+    read = Read([[np.zeros(length)] for length in lengths], np.arange(len(lengths)))
+    fewer = read.thinned(most)
+    gaps = np.diff(fewer.targets)
+    assert len(set(gaps.tolist())) <= 1
+    assert [len(text[0]) for text in fewer.texts] == [lengths[i] for i in fewer.targets]
+    assert (len(fewer.texts) == len(lengths)) == (sum(lengths) <= most or len(lengths) == 1)
 
 
 def test_without_validation_texts_nobody_could_say_what_counts(late: Path, tmp_path: Path):
