@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,7 +36,8 @@ def _options() -> dict[str, Any]:
 class TextWriter:
     """Writes texts into `part-00000.parquet`, `part-00001.parquet` ... of about 64 MiB of text, in groups of 4 MiB.
 
-    Holds one group in memory. Use it in a `with` block; the last part is finished at its end.
+    Holds two groups in memory: one is compressed and written while the next is gathered. Use it in a `with` block; the
+    last part is finished at its end.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,6 +46,8 @@ class TextWriter:
         self._group: list[str] = []
         self._group_bytes = self._part_bytes = 0
         self._part: pq.ParquetWriter | None = None
+        self._thread = ThreadPoolExecutor(1, "parquet")
+        self._writing: Future[None] | None = None
 
     def add(self, text: str) -> None:
         size = len(text) if text.isascii() else len(text.encode())
@@ -60,13 +64,22 @@ class TextWriter:
             self._part = pq.ParquetWriter(path, _TEXT, **_options())
             self.n_parts += 1
         fault_point("corpus.group")
-        self._part.write_batch(pa.record_batch([pa.array(self._group, pa.string())], schema=_TEXT))
+        batch = pa.record_batch([pa.array(self._group, pa.string())], schema=_TEXT)
+        self._wait()
+        self._writing = self._thread.submit(self._part.write_batch, batch)
         self._part_bytes += self._group_bytes
         self._group, self._group_bytes = [], 0
         if self._part_bytes >= PART_BYTES:
             self._finish_part()
 
+    def _wait(self) -> None:
+        """Until the group before is written; what went wrong there is raised here."""
+        if (writing := self._writing) is not None:
+            self._writing = None
+            writing.result()
+
     def _finish_part(self) -> None:
+        self._wait()
         if self._part is not None:
             self._part.close()
         self._part, self._part_bytes = None, 0
@@ -77,9 +90,12 @@ class TextWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._group and error is None:
-            self._flush()
-        self._finish_part()
+        try:
+            if self._group and error is None:
+                self._flush()
+            self._finish_part()
+        finally:
+            self._thread.shutdown()
 
 
 def read_group(path: Path, group: int) -> list[str]:

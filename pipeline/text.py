@@ -66,29 +66,46 @@ def split_long_words(text: str, max_bytes: int) -> tuple[str, int]:
     """The text with longer words broken by spaces and longer runs of spaces shortened; and how many there were.
 
     A word is what the byte-level pre-tokenizer takes for one: training a BPE is quadratic in its length, so that one
-    megabyte without a space would never end.
+    megabyte without a space would never end. Only the stretches that could hold such a word are given to it.
     """
-    if not _may_be_long(text, max_bytes // 4):  # a character has at most four bytes
-        return text, 0
     pieces: list[str] = []
     found = end = 0
-    for _, (start, stop) in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text):
-        word = text[start:stop]
-        if 4 * len(word) > max_bytes and len(word.encode()) > max_bytes:
-            pieces += [text[end:start], _break(word, max_bytes)]
-            found, end = found + 1, stop
-    return "".join([*pieces, text[end:]]), found
+    for first, last in _suspects(text, max_bytes // 4):  # a character has at most four bytes
+        for _, span in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text[first:last]):
+            start, stop = (first + offset for offset in span)
+            word = text[start:stop]
+            if 4 * len(word) > max_bytes and len(word.encode()) > max_bytes:
+                pieces += [text[end:start], _break(word, max_bytes)]
+                found, end = found + 1, stop
+    return "".join([*pieces, text[end:]]) if found else text, found
 
 
-def _may_be_long(text: str, chars: int) -> bool:
-    """Whether a word or a run of spaces could have so many characters; hardly ever true of a text that has none."""
+def _suspects(text: str, chars: int) -> list[tuple[int, int]]:
+    """Where words or runs of spaces of at least so many characters could be, in order and apart from each other.
+
+    No word crosses the end of a stretch: to the left of each is a space or a line end, which is what tells words apart,
+    and to the right of a run of spaces one character more, which says how far it goes.
+    """
     if len(text) < chars:
-        return False
-    letters, spaces = (min(sampled, chars) for sampled in (LETTERS_SAMPLED, SPACES_SAMPLED))
-    words = text[:: chars // letters].replace("\n", " ").split(" ")
-    if max(map(len, words)) >= letters:
-        return True
-    return re.search(rf"\s{{{spaces}}}", text[:: chars // spaces]) is not None
+        return []
+    words = ((max(start - 1, 0), stop) for start, stop in _long_runs(text, r"[^ \n]", chars, LETTERS_SAMPLED))
+    spaces = ((start, stop + 1) for start, stop in _long_runs(text, r"\s", chars, SPACES_SAMPLED))
+    apart: list[tuple[int, int]] = []
+    for start, stop in sorted([*words, *spaces]):
+        if apart and start < apart[-1][1]:
+            start, stop = apart[-1][0], max(apart.pop()[1], stop)
+        apart.append((start, stop))
+    return apart
+
+
+def _long_runs(text: str, kind: str, chars: int, sampled: int) -> Iterator[tuple[int, int]]:
+    """Every longest run of at least so many characters of a kind, found by looking at some that are evenly spread."""
+    few = min(sampled, chars)
+    step = chars // few
+    for stretch in re.finditer(f"(?<!{kind}){kind}{{{few},}}", text[::step]):  # tried once a stretch: twice as fast
+        first = max(stretch.start() - 1, 0) * step  # the character before is of another kind, and so is the one after
+        for run in re.finditer(f"{kind}{{{chars},}}", text[first : stretch.end() * step + 1]):
+            yield first + run.start(), first + run.end()
 
 
 def _break(word: str, max_bytes: int) -> str:

@@ -24,7 +24,7 @@ from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier, write
 from pipeline.windows import loss_weights, mean_over_windows
 
 MOST_TOKENS = 2**24
-"""So many of the training texts' are learned from: they take 2 GB for n-grams of up to 3, and more tell little new."""
+"""So many of the training texts' tokens are learned from: 2 GB for n-grams of up to 3, and more would tell little."""
 
 
 @dataclass(frozen=True, kw_only=True)

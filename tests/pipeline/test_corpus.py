@@ -257,6 +257,20 @@ def test_splitting_words_loses_nothing_but_spaces(text, limit):
     assert count or split == text
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(" \n\t\r\x1c\xa0\u3000\u200baé1.日'"), st.integers(1, 60)), max_size=12),
+    st.integers(4, 100),
+)
+def test_looking_only_where_a_long_word_could_be_changes_nothing(runs, limit):
+    text, pieces, end = "".join(character * count for character, count in runs), [], 0
+    for _, (start, stop) in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text):
+        word, step = text[start:stop], limit // 4
+        if len(word.encode()) > limit:
+            broken = word[:step] if word.isspace() else " ".join(word[i : i + step] for i in range(0, len(word), step))
+            pieces, end = [*pieces, text[end:start], broken], stop
+    assert split_long_words(text, limit)[0] == "".join([*pieces, text[end:]])
+
+
 @given(st.text(max_size=200), st.integers(1, 50))
 def test_cutting_a_text_loses_nothing(text, limit):
     pieces = list(cut(text, limit))
