@@ -24,6 +24,8 @@ from jaxtyping import Bool, Float, Int64, UInt8, UInt64
 N = 8
 SHORTEST = 5
 ENOUGH = 0.8
+NEW = 0.1
+"""A text is new where less than this share of its n-grams occurs elsewhere: a quotation is no copy, and not new."""
 CHUNK_CHARS = 1 << 20
 EXCERPT_CHARS = 240
 
@@ -59,6 +61,11 @@ class Overlap:
     @property
     def found(self) -> Bool[np.ndarray, " texts"]:
         return np.nan_to_num(self.coverage) >= ENOUGH
+
+    @property
+    def new(self) -> Bool[np.ndarray, " texts"]:
+        """Those that say something else than the documents; one that is too short to be checked does."""
+        return np.nan_to_num(self.coverage) < NEW
 
 
 @dataclass(frozen=True)

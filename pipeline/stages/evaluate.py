@@ -80,7 +80,7 @@ class Evaluate(Stage[Evaluation]):
     `repeats` are the same classifier fine-tuned with other seeds, `corpus` is what the test texts are looked for in.
     """
 
-    VERSION = 3
+    VERSION = 4
 
     config: EvaluateConfig
     classifier: Stage[ClassifierFiles]
@@ -207,8 +207,8 @@ def classify_piece(piece: tuple[ClassifierFiles, list[str]]) -> Probabilities:
 
 
 def _answers(ctx: Context, classifier: Ready, labels: Labels, clock: Clock) -> Answers:
-    """What the classifier says of the test texts, at the temperature that fits the validation texts; without any, 1."""
-    test, validation = labels.split("test"), labels.split("validation")
+    """What the classifier says of the test texts, at the temperature that fits new validation texts; without any, 1."""
+    test, validation = labels.split("test"), labels.new_validation()
     with clock.time("classifier"):
         table = _probabilities(ctx, classifier, test.texts)
     temperature = 1.0

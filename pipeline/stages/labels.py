@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from math import isclose
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from pipeline import sources, targets
 from pipeline.classes import SEPARATOR, class_name, class_names
 from pipeline.errors import DataError
 from pipeline.identity import added, knob
+from pipeline.overlap import overlap
 from pipeline.readers import Reading, Row, read_rows, text_of
 from pipeline.sources import Source
 from pipeline.splitting import (
@@ -33,6 +35,8 @@ from pipeline.text import normalise
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 PROGRESS_EVERY = 1000
+FEWEST_NEW = 100
+"""New validation texts that are enough to fit a number or two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,21 @@ class Labels:
         table = pq.read_table(self.path / f"{name}.parquet")
         encoded = targets.encode(table.column("label").to_pylist(), self.names, multi_label=self.multi_label)
         return LabelledSplit(table.column("text").to_pylist(), encoded)
+
+    def new_validation(self) -> LabelledSplit:
+        """The validation texts that do not quote the training texts: they are answered as a text of tomorrow is.
+
+        What says how far a classifier can be trusted is fitted on these: of newsgroup posts that quote each other it was
+        right about 90 % of the validation texts, 82 % of the new ones, and 80 % of a later test. All validation texts
+        where fewer than FEWEST_NEW are new.
+        """
+        validation = self.split("validation")
+        if not validation.texts:
+            return validation
+        new = overlap(validation.texts, self.split("train").texts).new
+        if new.sum() < FEWEST_NEW:
+            return validation
+        return LabelledSplit(list(compress(validation.texts, new)), validation.targets[new])
 
 
 @dataclass(frozen=True, kw_only=True)

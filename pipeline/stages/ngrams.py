@@ -43,7 +43,7 @@ class NGramsConfig:
 class NGramsStage(Stage[ClassifierFiles]):
     """Makes of a classifier one that reads n-grams too (wide and deep, arXiv:1606.07792).
 
-    They learn from the training texts; how much they count beside the network, the validation texts say.
+    They learn from the training texts; how much they count beside the network, the new validation texts say.
     """
 
     config: NGramsConfig
@@ -61,7 +61,8 @@ class NGramsStage(Stage[ClassifierFiles]):
         torch.set_num_threads(ctx.cpus)
         labels, files = ctx.open(self.labels), ctx.open(self.classifier)
         loaded = files.load()
-        model, known, asked = loaded.model, *(Read.of(loaded, labels.split(name)) for name in ("train", "validation"))
+        model = loaded.model
+        known, asked = (Read.of(loaded, split) for split in (labels.split("train"), labels.new_validation()))
         if not asked.texts:
             raise UsageError(
                 "ngrams: there are no validation texts to say how much n-grams count beside the network; "

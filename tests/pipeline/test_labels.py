@@ -190,3 +190,31 @@ def test_few_shot_training_leaves_the_other_splits_as_they_are(tmp_path):
     assert len(few.split("train").texts) == 12
     for name in ("validation", "test"):
         assert few.split(name).texts == whole.split(name).texts
+
+
+def quoting_rows(n_new: int, n_quoting: int) -> list[dict]:
+    """Training texts, validation texts that quote one and add as much, and validation texts of other words."""
+
+    def words(kind: str, number: int) -> str:
+        return " ".join(f"{kind}{number}x{i}" for i in range(20))
+
+    train = [{"text": words("t", i), "label": "ab"[i % 2], "split": "train"} for i in range(n_quoting)]
+    quoting = [{**row, "text": f"{row['text']} {words('q', i)}", "split": "dev"} for i, row in enumerate(train)]
+    new = [{"text": words("n", i), "label": "ab"[i % 2], "split": "dev"} for i in range(n_new)]
+    return [*train, *quoting, *new, {"text": "a test", "label": "a", "split": "test"}]
+
+
+def test_what_quotes_the_training_texts_is_no_new_validation_text(tmp_path):
+    found = labels(rows_file(tmp_path / "a.jsonl", quoting_rows(100, 30)), split="split")
+    new = found.new_validation()
+    assert len(found.split("validation").texts) == 130
+    assert len(new.texts) == 100
+    assert all(text.startswith("n") for text in new.texts)
+    assert new.targets.tolist() == [i % 2 for i in range(100)]
+
+
+def test_where_few_validation_texts_are_new_all_count(tmp_path):
+    found = labels(rows_file(tmp_path / "a.jsonl", quoting_rows(99, 30)), split="split")
+    assert found.new_validation().texts == found.split("validation").texts
+    none = labels(rows_file(tmp_path / "b.jsonl", split_rows()), split="split", validation_fraction=0.0)
+    assert none.new_validation().texts == []
