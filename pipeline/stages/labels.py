@@ -107,9 +107,9 @@ class Labels:
     def new_validation(self) -> LabelledSplit:
         """The validation texts that do not quote the training texts: they are answered as a text of tomorrow is.
 
-        What says how far a classifier can be trusted is fitted on these: of newsgroup posts that quote each other it was
-        right about 90 % of the validation texts, 82 % of the new ones, and 80 % of a later test. All validation texts
-        where fewer than FEWEST_NEW are new.
+        What says how far a classifier can be trusted is fitted on these: of newsgroup posts that quote each other,
+        it was right about 90 % of the validation texts, 82 % of the new ones, and 80 % of a later test. Where fewer
+        than FEWEST_NEW are new, all validation texts are given.
         """
         validation = self.split("validation")
         if not validation.texts:
