@@ -209,6 +209,13 @@ def calibrated_log_loss(targets: Targets, probabilities: Probabilities) -> float
     return calibration(targets, with_temperature(probabilities, t, multi_label=is_multi_label(targets)))["log_loss"]
 
 
+def validated(targets: Targets, probabilities: Probabilities) -> dict[str, float]:
+    """`{"macro_f1", "accuracy", "log_loss"}` by which classifiers are chosen, the last calibrated; NaN without rows."""
+    labelling = Labelling.of_probabilities(targets, probabilities)
+    loss = calibrated_log_loss(targets, probabilities)
+    return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy, "log_loss": loss}
+
+
 def _likeliest(answers: Targets, probabilities: Probabilities) -> float:
     """The T of the lowest log loss of questions that are answered no (0) or yes (1).
 

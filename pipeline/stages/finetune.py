@@ -22,7 +22,6 @@ from pipeline.classify import document_probabilities, tokenize_windows
 from pipeline.engine import Engine
 from pipeline.errors import UsageError
 from pipeline.identity import added
-from pipeline.labelling import Labelling
 from pipeline.precision import resolve
 from pipeline.stage import Context, RankContext, Resources, Stage
 from pipeline.stages.labels import Labels
@@ -267,9 +266,7 @@ class Exam:
             world_size=engine.world_size,
         )
         table = engine.sum(torch.from_numpy(engine.forward(share)).to(engine.device)).cpu().numpy()
-        labelling = Labelling.of_probabilities(self.targets, table)
-        log_loss = metrics.calibrated_log_loss(self.targets, table)
-        return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy, "log_loss": log_loss}
+        return metrics.validated(self.targets, table)
 
 
 def balanced_weights(targets: Targets, weights: np.ndarray | None = None) -> torch.Tensor:

@@ -12,14 +12,13 @@ from annotated_types import Ge, Gt, Le
 from model.ngrams import NGrams
 from pipeline.classify import document_probabilities, tokenize_windows
 from pipeline.errors import UsageError
-from pipeline.labelling import Labelling
-from pipeline.metrics import calibrated_log_loss
+from pipeline.metrics import validated
 from pipeline.ngrams import Blend, Logits, features, learned_table, logits_of
 from pipeline.splitting import LabelledSplit
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.finetune import Finetune
 from pipeline.stages.labels import Labels
-from pipeline.targets import Probabilities, Targets
+from pipeline.targets import Targets
 from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier, write_classifier
 from pipeline.windows import loss_weights, mean_over_windows
 
@@ -85,7 +84,8 @@ class NGramsStage(Stage[ClassifierFiles]):
             multi_label=labels.multi_label,
             ngrams=model.ngrams,
         )
-        _note(ctx, blend, _score(asked, network), _score(asked, document_probabilities(model, asked.texts)))
+        both = document_probabilities(model, asked.texts)
+        _note(ctx, blend, *(validated(asked.targets, table) for table in (network, both)))
         ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
 
     def _learn(self, ngrams: NGrams, known: "Read", asked: "Read", network: Logits) -> Blend:
@@ -127,12 +127,6 @@ class Read:
     def counts(self) -> list[int]:
         """Windows of each text."""
         return [len(text) for text in self.texts]
-
-
-def _score(asked: Read, table: Probabilities) -> dict[str, float]:
-    labelling = Labelling.of_probabilities(asked.targets, table)
-    log_loss = calibrated_log_loss(asked.targets, table)
-    return {"macro_f1": labelling.macro_f1, "accuracy": labelling.accuracy, "log_loss": log_loss}
 
 
 def _note(ctx: Context, blend: Blend, before: Mapping[str, float], after: Mapping[str, float]) -> None:
