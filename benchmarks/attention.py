@@ -22,13 +22,13 @@ def once(name: str, seq: int, dtype: torch.dtype) -> None:
 def main() -> None:
     keep_freed_memory()
     print(machine())
-    print(f"{'positions':>9} {'dtype':>9} {'sdpa ms':>9} {'matmul ms':>10} {'sdpa / matmul':>14}")
+    print(f"{'positions':>9} {'dtype':>9} {'sdpa ms':>9} {'matmul ms':>10} {'auto ms':>8} {'sdpa / auto':>12}")
     for dtype in (torch.bfloat16, torch.float32):
         for seq in (64, 128, 256, 512, 1024):
-            names = ("sdpa", "matmul")
+            names = ("sdpa", "matmul", "auto")
             taken = take_turns({name: lambda name=name: once(name, seq, dtype) for name in names})  # noqa: B023
-            sdpa, matmul = (1e3 * taken[name] for name in names)
-            print(f"{seq:>9} {str(dtype)[6:]:>9} {sdpa:>9.1f} {matmul:>10.1f} {sdpa / matmul:>14.2f}")
+            sdpa, matmul, auto = (1e3 * taken[name] for name in names)
+            print(f"{seq:>9} {str(dtype)[6:]:>9} {sdpa:>9.1f} {matmul:>10.1f} {auto:>8.1f} {sdpa / auto:>12.2f}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import time
 import torch
 
 from benchmarks.timing import machine
+from model import native
 from model.batch import Batch
 from model.config import ModelConfig
 from model.heads import LanguageModel
@@ -25,6 +26,7 @@ CONTENDERS = {
     "as it is": {},
     "freed memory given back": {"keep_memory": False},
     "attention: sdpa": {"attention": "sdpa"},
+    "no kernels in C++": {"kernels": False},
     "float32": {"precision": "fp32"},
     "AdamW": {"optimizer": "adamw"},
 }
@@ -32,9 +34,14 @@ ROWS, SEQ, VOCAB, ROUNDS = 32, 128, 8192, 3
 
 
 def measure(
-    keep_memory: bool = True, attention: str = "auto", precision: str = "bf16", optimizer: str = "muon"
+    keep_memory: bool = True,
+    attention: str = "auto",
+    precision: str = "bf16",
+    optimizer: str = "muon",
+    kernels: bool = True,
 ) -> float:
     """Median seconds of a step of 4,096 tokens."""
+    native.ENABLED = kernels
     if keep_memory:
         keep_freed_memory()
     cfg = ModelConfig(

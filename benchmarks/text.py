@@ -1,4 +1,4 @@
-"""TokenizerConfig a vocabulary, and raw text to shards, beside tokenizers, datasets and datatrove.
+"""Learning a vocabulary, and raw text to shards, beside tokenizers, datasets and datatrove.
 
 `python -m benchmarks.text [--corpus FILE.jsonl] [--megabytes 32]`. Without a corpus, sentences are drawn from the words
 of the quickstart's glosses. Both tasks end with the same ids; ours run as stages of a pipeline, on a Ray of their own.

@@ -20,11 +20,16 @@ _MIX_32 = _signed(0x85EBCA6B, 32), _signed(0xC2B2AE35, 32)
 
 def bits(keys: Int64[Tensor, " rows"], site: int, seq: int, width: int) -> Int32[Tensor, "rows seq width"]:
     """Uniform 32-bit integers for one place in a model (`site`): element (row, i, j) depends on keys[row], i and j."""
-    place = _mix_64(keys + site * _GOLDEN_64 % 2**63)
+    place = places(keys, site)
     position = torch.arange(seq, device=keys.device) * _GOLDEN_64
     lane = (_mix_64(place[:, None] + position) >> 32).to(torch.int32)
     channel = torch.arange(width, device=keys.device, dtype=torch.int32) * _GOLDEN_32
     return _mix_32(lane[:, :, None] + channel)
+
+
+def places(keys: Int64[Tensor, " rows"], site: int) -> Int64[Tensor, " rows"]:
+    """Where the bits of each row begin at one place in a model."""
+    return _mix_64(keys + site * _GOLDEN_64 % 2**63)
 
 
 def _mix_64(x: Tensor) -> Tensor:

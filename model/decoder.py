@@ -59,9 +59,10 @@ class Block(nn.Module):
         dropout_keys: Keys | None = None,
     ) -> Hidden:
         site = 1 + 2 * self.layer  # 0 is the embedding's
-        attended = self.attention(self.attention_norm(x), rotation, pattern)
+        dtype = matmul_dtype(x)
+        attended = self.attention(self.attention_norm(x, dtype), rotation, pattern)
         x = x + drop(attended, self.dropout, dropout_keys, site)
-        return x + drop(self.mlp(self.mlp_norm(x)), self.dropout, dropout_keys, site + 1)
+        return x + drop(self.mlp(self.mlp_norm(x, dtype)), self.dropout, dropout_keys, site + 1)
 
 
 class Decoder(nn.Module):

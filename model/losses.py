@@ -8,6 +8,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model import native
 from model.batch import IGNORE
 from model.linear import matmul_dtype
 
@@ -76,12 +77,16 @@ def _loss_and_grads(h: Tensor, w: Tensor, targets: Tensor, dtype: torch.dtype, g
         total += _rows(logits, targets[rows], grads is not None)
         if grads is not None:
             grads[0][rows] = logits @ w
-            grads[1].add_(logits.T @ h[rows])
+            _add(grads[1], logits.T @ h[rows])
     return total
 
 
 def _rows(logits: Tensor, targets: Tensor, with_grad: bool) -> Tensor:
     """The sum of the rows' losses in float32 (or wider); if wanted, `logits` become their own gradient."""
+    if logits.dtype == torch.bfloat16 and native.usable(logits):
+        losses = torch.empty(len(logits))
+        native.call("cross_entropy", logits, targets.contiguous(), losses, *logits.shape, IGNORE, with_grad)
+        return losses.sum()
     block = max(1, BLOCK_LOGITS[logits.device.type] // logits.shape[1])
     blocks = zip(logits.split(block), targets.split(block), strict=True)
     return torch.stack([_block(rows, wanted, with_grad) for rows, wanted in blocks]).sum()
@@ -101,3 +106,11 @@ def _block(logits: Tensor, targets: Tensor, with_grad: bool) -> Tensor:
         softmax.scatter_add_(1, index, softmax.new_full((1, 1), -1.0).expand_as(index))
         logits.copy_(softmax.mul_(counted[:, None]))
     return losses.sum()
+
+
+def _add(total: Tensor, part: Tensor) -> None:
+    """total += part; PyTorch would first copy a bfloat16 part to float32."""
+    if (total.dtype, part.dtype) == (torch.float32, torch.bfloat16) and native.usable(part):
+        native.call("add", total, part, part.numel())
+    else:
+        total.add_(part)

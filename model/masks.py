@@ -70,6 +70,22 @@ class Pattern:
         """
         return torch.zeros_like(self.allowed, dtype=torch.bfloat16).masked_fill_(~self.allowed, float("-inf"))
 
+    @cached_property
+    def spans(self) -> Int32[Tensor, "#batch seq 2"]:
+        """The first key that each query sees and the one after the last: whatever the rules, they are neighbours."""
+        here = torch.arange(self.seq, device=self.device)[None]
+        first, end = torch.zeros_like(here), torch.full_like(here, self.seq)
+        if (ids := self.document_ids) is not None:
+            first = here - documents.positions(ids)
+            end = here + 1 + documents.positions(ids.flip(1)).flip(1)
+        if self._windowed:
+            assert self.sliding_window is not None
+            first = first.maximum(here - self.sliding_window + 1)
+            end = end.minimum(here + self.sliding_window)
+        if self.causal:
+            end = end.minimum(here + 1)
+        return torch.stack([first, end], dim=-1).to(torch.int32)
+
     @property
     def dense(self) -> Bool[Tensor, "#batch 1 seq seq"] | None:
         """`allowed`, or None where `is_causal` says it all."""

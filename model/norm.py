@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm
 
+from model import native
+
 
 class RMSNorm(nn.Module):
     """Scales the last dimension to unit mean square, in float32 or wider, then by a learned weight."""
@@ -17,35 +19,35 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d_model))
         self.eps = eps
 
-    def forward(self, x: Float[Tensor, "*shape d_model"]) -> Float[Tensor, "*shape d_model"]:
+    def forward(
+        self, x: Float[Tensor, "*shape d_model"], dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "*shape d_model"]:
+        """In `dtype`, if one is given: what reads the result may run in another than the residual stream."""
+        dtype = dtype or x.dtype
+        if x.dtype == self.weight.dtype == torch.float32 and dtype in native.WIDTHS and native.usable(x):
+            return _Normed.apply(x.contiguous(), self.weight, self.eps, dtype)  # pyright: ignore[reportReturnType]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if wide is x and x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _Normed.apply(x, self.weight, self.eps)  # pyright: ignore[reportReturnType]
-        return self.weight * rms_norm(wide, wide.shape[-1:], eps=self.eps).to(x.dtype)
+        return (self.weight * rms_norm(wide, wide.shape[-1:], eps=self.eps).to(x.dtype)).to(dtype)
 
 
 class _Normed(torch.autograd.Function):
-    """The same with its backward pass by hand: on a CPU, PyTorch's reads and writes everything twice as often.
-
-    With n = x / rms(x) and y = w n, the gradient of x is (w g - n mean(w g n)) / rms(x).
-    """
+    """The same in one pass over memory, and its backward pass in another, for which the input alone is kept."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        x, weight, eps = inputs
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale = mean_square.add_(eps).rsqrt_()
-        normed = x * scale
-        ctx.save_for_backward(normed, weight, scale)
-        return normed * weight
+        x, weight, eps, dtype = inputs
+        out, scale = torch.empty_like(x, dtype=dtype), x.new_empty(x.shape[:-1])
+        native.call("rms_norm", x, weight, out, dtype == torch.bfloat16, scale, scale.numel(), len(weight), eps)
+        ctx.save_for_backward(x, weight, scale)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Any
-    ) -> tuple[Tensor, Tensor, None]:
-        (grad,), (normed, weight, scale) = grads, ctx.saved_tensors
-        both = (grad * normed).reshape(-1, len(weight))
-        mean = (both @ weight).div_(-len(weight)).view_as(scale)
-        of_x = (grad * weight).addcmul_(normed, mean).mul_(scale)
-        return of_x, both.sum(0), None
+    ) -> tuple[Tensor, Tensor, None, None]:
+        (grad,), (x, weight, scale) = grads, ctx.saved_tensors
+        of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
+        given = (grad.contiguous(), grad.dtype == torch.bfloat16, x, scale, weight, of_x, of_weight)
+        native.call("rms_norm_backward", *given, scale.numel(), len(weight))
+        return of_x, of_weight, None, None

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from model import native
+
 Heads = Float[Tensor, "batch seq heads head_dim"]
 
 
@@ -58,5 +60,9 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if x.dtype == torch.bfloat16 and cos.dtype == torch.float32 and native.usable(x):
+        out = torch.empty(x.shape, dtype=x.dtype)
+        native.call("rotate", x.contiguous(), cos, sin, out, *x.shape, len(cos))
+        return out
     partner = x.roll(x.shape[-1] // 2, dims=-1)
     return torch.addcmul(x * cos, partner, sin).to(x.dtype)

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from model.attention import KeyValue, Query, kernel, matmul, sdpa
+from model.attention import KeyValue, Query, _native, kernel, matmul, sdpa
 from model.masks import Pattern
 
 log = logging.getLogger(__name__)
@@ -15,7 +15,7 @@ SHORT = 1024
 """Positions up to which, in half precision on a CPU, two matrix products beat PyTorch's fused kernel: at 128 positions
 by 3, at 512 by 2, forward and backward (`python -m benchmarks.attention`). In float32 the fused kernel is ahead."""
 
-EVERYWHERE = {"matmul": matmul.attend, "sdpa": sdpa.attend}
+EVERYWHERE = {"matmul": matmul.attend, "native": _native.attend, "sdpa": sdpa.attend}
 """The kernels that need no package, imported here so that torch.compile can see them."""
 
 FLASH = importlib.util.find_spec("flash_attn") is not None
@@ -31,6 +31,8 @@ def attend(q: Query, k: KeyValue, v: KeyValue, pattern: Pattern) -> Query:
 
 def _choice(q: Query, pattern: Pattern) -> tuple[str, str]:
     half = q.dtype in (torch.bfloat16, torch.float16)
+    if _native.takes(q):
+        return "native", "this processor multiplies bfloat16"
     if q.device.type == "cpu" and half and pattern.seq <= SHORT:
         return "matmul", "on a CPU, in half precision, rows are short"
     if q.device.type != "cuda":

@@ -65,7 +65,7 @@ class PretrainConfig(TrainingConfig):
     """Texts that the finished model writes from nothing, to be read by a person; none if it reads both ways."""
     compile: bool = added(False)
     """Fuse what the body does between its matrix products (torch.compile), which takes half a minute at the start of
-    every process: for long runs. Needs a C++ compiler."""
+    every process: for long runs on a GPU. On a CPU the kernels of model/native, which it does not use, are faster."""
     spike_sigma: Annotated[float, Ge(0)] = 6.0
     """A step whose loss or gradient norm lies this many deviations above those of late is not taken; 0 takes any."""
 

@@ -1,0 +1,356 @@
+// Attention of bfloat16: a block of queries at a time, whose scores stay in the cache, against the keys that any of them
+// sees and no others. Rows, keys and channels are filled up with zeros to multiples of 32, which is what `multiply` takes.
+#ifdef __AVX512BF16__
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "product.h"
+
+namespace {
+
+constexpr long QUERIES = 64;  // of a block
+constexpr float LOG2_E = 1.44269504f;
+
+inline long up(long n) { return (n + STEP - 1) / STEP * STEP; }
+
+// One head of a tensor [batch, seq, heads, d].
+template <typename T>
+struct Head {
+    T* at;
+    long stride;
+    T* row(long i) const { return at + i * stride; }
+    Head from(long i) const { return {row(i), stride}; }
+};
+
+struct Shape {
+    long batch, seq, heads, kv_heads, d, spans;  // spans: the batch of the spans, 1 if all rows share theirs
+    long width() const { return up(seq) | STEP; }  // no power of two, whose rows would share few lines of the cache
+    float scale() const { return 1.0f / std::sqrt(float(d)); }
+    template <typename T>
+    Head<T> query(T* all, long row, long head) const { return {all + (row * seq * heads + head) * d, heads * d}; }
+    template <typename T>
+    Head<T> key(T* all, long row, long head) const { return {all + (row * seq * kv_heads + head) * d, kv_heads * d}; }
+    const int32_t* spans_of(const int32_t* all, long row) const { return all + (spans == 1 ? 0 : row * seq * 2); }
+};
+
+// Some rows of one head, and the keys between the earliest and the latest that any of them sees.
+struct Block {
+    long first, rows, key, keys;
+    const int32_t* spans;
+
+    Block(const int32_t* all, long first, long seq) : first(first), rows(std::min(QUERIES, seq - first)) {
+        spans = all + first * 2;
+        long low = seq, high = 0;
+        for (long r = 0; r < rows; r++) {
+            low = std::min<long>(low, spans[2 * r]);
+            high = std::max<long>(high, spans[2 * r + 1]);
+        }
+        key = low / STEP * STEP;
+        keys = up(high - key);
+    }
+    long from(long row) const { return spans[2 * row] - key; }
+    long to(long row) const { return spans[2 * row + 1] - key; }
+};
+
+// Zeros that begin at a cache line, as rows do then too: a row over two lines is read at half the speed.
+struct Line {
+    alignas(64) float floats[16];
+};
+struct Buffer {
+    std::vector<Line> memory;
+    explicit Buffer(long floats) : memory(floats / 16) {}
+    float* floats() { return memory[0].floats; }
+    bf16* halves() { return reinterpret_cast<bf16*>(floats()); }
+    void clear() { std::fill(memory.begin(), memory.end(), Line{}); }
+};
+struct Halves : Buffer {
+    explicit Halves(long n) : Buffer(n / 2) {}
+};
+
+void copy(Head<const bf16> from, long rows, long d, bf16* to) {
+    for (long row = 0; row < rows; row++) std::copy(from.row(row), from.row(row) + d, to + row * d);
+    std::fill(to + rows * d, to + up(rows) * d, bf16(0));
+}
+
+// Sixteen rows of sixteen words become columns.
+void turn(const void* from, long from_stride, void* to, long to_stride) {
+    const auto* words = static_cast<const int32_t*>(from);
+    auto* out = static_cast<int32_t*>(to);
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(words + i * from_stride);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
+            a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+        }
+    for (int i = 0; i < 4; i++) {  // a[4 q + i]: of rows 4 q to 4 q + 3 the columns i, i + 4, i + 8 and i + 12
+        b[i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88);
+        b[4 + i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd);
+        b[8 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+        b[12 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_si512(out + i * to_stride, _mm512_shuffle_i32x4(b[i], b[8 + i], 0x88));
+        _mm512_storeu_si512(out + (4 + i) * to_stride, _mm512_shuffle_i32x4(b[4 + i], b[12 + i], 0x88));
+        _mm512_storeu_si512(out + (8 + i) * to_stride, _mm512_shuffle_i32x4(b[i], b[8 + i], 0xdd));
+        _mm512_storeu_si512(out + (12 + i) * to_stride, _mm512_shuffle_i32x4(b[4 + i], b[12 + i], 0xdd));
+    }
+}
+
+// The transpose of [rows, d], paired along d: [d / 2, width, 2].
+void pair_across(Head<const bf16> from, long rows, long d, bf16* to, long width) {
+    auto* words = reinterpret_cast<int32_t*>(to);
+    for (long first = 0; first < width; first += 16)
+        for (long pair = 0; pair < d / 2; pair += 16) {
+            int32_t* square = words + pair * width + first;
+            if (first + 16 <= rows) {
+                turn(from.row(first) + pair * 2, from.stride / 2, square, width);
+                continue;
+            }
+            int32_t held[16][16] = {};
+            for (long row = first; row < rows; row++) std::memcpy(held[row - first], from.row(row) + pair * 2, 64);
+            turn(held, 16, square, width);
+        }
+}
+
+// [rows, d] paired along the rows: [up(rows) / 2, width, 2], of which d columns are written.
+void pair_along(Head<const bf16> from, long rows, long d, bf16* to, long width) {
+    for (long row = 0; row < up(rows); row += 2) {
+        const bf16 *one = from.row(row), *two = from.row(row + 1);
+        bf16* pairs = to + row * width;
+        if (row + 1 < rows)
+            for (long i = 0; i < d; i++) {
+                pairs[2 * i] = one[i];
+                pairs[2 * i + 1] = two[i];
+            }
+        else
+            for (long i = 0; i < d; i++) {
+                pairs[2 * i] = row < rows ? one[i] : bf16(0);
+                pairs[2 * i + 1] = 0;
+            }
+    }
+}
+
+// [rows, d] to [d, up(rows)], by way of `held`, which is as large.
+void transpose(Head<const bf16> from, long rows, long d, bf16* held, bf16* to) {
+    pair_along(from, rows, d, held, d);
+    const auto* words = reinterpret_cast<const int32_t*>(held);
+    auto* out = reinterpret_cast<int32_t*>(to);
+    const long pairs = up(rows) / 2;
+    for (long pair = 0; pair < pairs; pair += 16)
+        for (long i = 0; i < d; i += 16) turn(words + pair * d + i, d, out + i * pairs + pair, pairs);
+}
+
+// 2^y to 22 bits.
+inline __m512 power_of_two(__m512 y) {
+    const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_sub_ps(y, whole);
+    __m512 p = _mm512_set1_ps(1.33335581e-3f);
+    for (const float c : {9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.0f})
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
+    return _mm512_scalef_ps(p, whole);
+}
+
+// Of sixteen keys from `key` on, a bit for each that is in [from, to).
+inline __mmask16 seen(long key, long from, long to) {
+    const auto below = [key](long end) { return (1u << std::clamp(end - key, 0L, 16L)) - 1; };
+    return __mmask16(below(to) & ~below(from));
+}
+
+// e^(score scale - shift) of the keys a row sees, 0 of the others.
+struct Weights {
+    const float* scores;
+    const Block& b;
+    long from, to;
+    __m512 scale, shift;
+
+    Weights(const float* scores, const Block& b, long row, float scale, float shift)
+        : scores(scores), b(b), from(b.from(row)), to(b.to(row)), scale(_mm512_set1_ps(scale * LOG2_E)),
+          shift(_mm512_set1_ps(shift * LOG2_E)) {}
+
+    __m512 of(long key) const {
+        const __mmask16 mask = seen(key, from, to);
+        if (!mask) return _mm512_setzero_ps();
+        const __m512 y = _mm512_fmsub_ps(_mm512_loadu_ps(scores + key), scale, shift);
+        return _mm512_maskz_mov_ps(mask, power_of_two(y));
+    }
+};
+
+inline void store(bf16* to, __m512 x) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x)); }
+
+float largest(const float* scores, const Block& b, long row) {
+    float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (long k = b.from(row); k < b.to(row); k++) most = scores[k] > most ? scores[k] : most;
+    return most;
+}
+
+struct Forward {
+    const Shape& s;
+    Buffer scores, mixed;
+    Halves across, along, queries, weights;
+    Tiles tiles;
+
+    explicit Forward(const Shape& s)
+        : s(s), scores(QUERIES * s.width()), mixed(QUERIES * s.d), across(s.width() * s.d), along(s.width() * s.d),
+          queries(QUERIES * s.d), weights(QUERIES * s.width()) {}
+
+    void keys(Head<const bf16> k, Head<const bf16> v) {
+        pair_across(k, s.seq, s.d, across.halves(), s.width());
+        pair_along(v, s.seq, s.d, along.halves(), s.d);
+    }
+
+    void block(const Block& b, Head<const bf16> q, Head<bf16> out, float* logs) {
+        const long rows = up(b.rows), d = s.d;
+        copy(q.from(b.first), b.rows, d, queries.halves());
+        multiply({queries.halves(), d}, Right{across.halves(), s.width()}.from(b.key), {scores.floats(), s.width()}, rows,
+                 b.keys, d);
+        float sums[QUERIES];
+        for (long r = 0; r < b.rows; r++) {
+            const float* line = scores.floats() + r * s.width();
+            const float shift = largest(line, b, r) * s.scale();
+            const Weights weight(line, b, r, s.scale(), shift);
+            __m512 sum = _mm512_setzero_ps();
+            for (long k = 0; k < b.keys; k += 16) {
+                const __m512 some = weight.of(k);
+                sum = _mm512_add_ps(sum, some);
+                store(weights.halves() + r * s.width() + k, some);
+            }
+            sums[r] = _mm512_reduce_add_ps(sum);
+            logs[b.first + r] = shift + std::log(sums[r]);
+        }
+        multiply({weights.halves(), s.width()}, {along.halves() + b.key * d, d}, {mixed.floats(), d}, rows, d, b.keys);
+        for (long r = 0; r < b.rows; r++)
+            for (long i = 0; i < d; i++) out.row(b.first + r)[i] = narrow(mixed.floats()[r * d + i] / sums[r]);
+    }
+};
+
+// With P the weights and D a row's sum of grad * out: of_v = P' grad, of_scores = P (grad v' - D), of_q = of_scores k,
+// of_k = of_scores' q (FlashAttention, arXiv:2205.14135, algorithm 4). The sums over queries are kept transposed.
+struct Backward {
+    const Shape& s;
+    Buffer scores, of_weights, mixed, sum_k, sum_v;
+    Halves k_across, v_across, k_along, rows_of, turned, weights, of_scores, paired;
+    Tiles tiles;
+
+    explicit Backward(const Shape& s)
+        : s(s), scores(QUERIES * s.width()), of_weights(QUERIES * s.width()), mixed(QUERIES * s.d),
+          sum_k(s.width() * s.d), sum_v(s.width() * s.d), k_across(s.width() * s.d), v_across(s.width() * s.d),
+          k_along(s.width() * s.d), rows_of(QUERIES * s.d), turned(QUERIES * s.d), weights(QUERIES * s.width()),
+          of_scores(QUERIES * s.width()), paired(QUERIES * s.width()) {}
+
+    void keys(Head<const bf16> k, Head<const bf16> v) {
+        pair_across(k, s.seq, s.d, k_across.halves(), s.width());
+        pair_across(v, s.seq, s.d, v_across.halves(), s.width());
+        pair_along(k, s.seq, s.d, k_along.halves(), s.d);
+        sum_k.clear();
+        sum_v.clear();
+    }
+
+    void block(const Block& b, Head<const bf16> q, Head<const bf16> grad, Head<const bf16> out, const float* logs,
+               Head<bf16> of_q) {
+        const long rows = up(b.rows), d = s.d;
+        against(b, q.from(b.first), k_across, scores);
+        against(b, grad.from(b.first), v_across, of_weights);
+        for (long r = 0; r < b.rows; r++) row(b, r, grad.row(b.first + r), out.row(b.first + r), logs[b.first + r]);
+        multiply({of_scores.halves(), s.width()}, {k_along.halves() + b.key * d, d}, {mixed.floats(), d}, rows, d, b.keys);
+        for (long r = 0; r < b.rows; r++)
+            for (long i = 0; i < d; i++) of_q.row(b.first + r)[i] = narrow(mixed.floats()[r * d + i]);
+        add(b, grad.from(b.first), weights, sum_v);
+        add(b, q.from(b.first), of_scores, sum_k);
+    }
+
+    void against(const Block& b, Head<const bf16> some, Halves& all, Buffer& to) {
+        copy(some, b.rows, s.d, rows_of.halves());
+        multiply({rows_of.halves(), s.d}, Right{all.halves(), s.width()}.from(b.key), {to.floats(), s.width()}, up(b.rows),
+                 b.keys, s.d);
+    }
+
+    void row(const Block& b, long r, const bf16* grad, const bf16* out, float log) {
+        float both = 0;
+        for (long i = 0; i < s.d; i++) both += widen(grad[i]) * widen(out[i]);
+        const long at = r * s.width();
+        const Weights weight(scores.floats() + at, b, r, s.scale(), log);
+        const __m512 shared = _mm512_set1_ps(both), scale = _mm512_set1_ps(s.scale());
+        for (long k = 0; k < b.keys; k += 16) {
+            const __m512 some = weight.of(k), of_some = _mm512_loadu_ps(of_weights.floats() + at + k);
+            store(weights.halves() + at + k, some);
+            store(of_scores.halves() + at + k,
+                  _mm512_mul_ps(_mm512_mul_ps(some, scale), _mm512_sub_ps(of_some, shared)));
+        }
+    }
+
+    // sums' [d, width] += some' @ by
+    void add(const Block& b, Head<const bf16> some, Halves& by, Buffer& sums) {
+        transpose(some, b.rows, s.d, rows_of.halves(), turned.halves());
+        pair_along({by.halves(), s.width()}, b.rows, b.keys, paired.halves(), s.width());
+        multiply({turned.halves(), up(b.rows)}, {paired.halves(), s.width()}, {sums.floats() + b.key, s.width()}, s.d, b.keys,
+                 up(b.rows), true);
+    }
+
+    void write(Buffer& sums, Head<bf16> to) {
+        for (long place = 0; place < s.seq; place += 16)
+            for (long i = 0; i < s.d; i += 16) {
+                float held[16][16];
+                turn(sums.floats() + i * s.width() + place, s.width(), held, 16);
+                for (long p = place; p < std::min(place + 16, s.seq); p++)
+                    store(to.row(p) + i, _mm512_loadu_ps(held[p - place]));
+            }
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// q and out [batch, seq, heads, d], k and v [batch, seq, kv_heads, d]; all_spans [spans, seq, 2] the first key and the
+// one after the last that a query sees; logs [batch, heads, seq], for the backward pass, the logarithm of a row's sum.
+void attention(const bf16* q, const bf16* k, const bf16* v, const int32_t* all_spans, bf16* out, float* logs, long batch,
+               long seq, long heads, long kv_heads, long d, long spans, int threads) {
+    const Shape s{batch, seq, heads, kv_heads, d, spans};
+    const long group = heads / kv_heads;
+#pragma omp parallel num_threads(threads)
+    {
+        Forward forward(s);
+#pragma omp for schedule(dynamic)
+        for (long item = 0; item < batch * kv_heads; item++) {
+            const long row = item / kv_heads, kv = item % kv_heads;
+            forward.keys(s.key(k, row, kv), s.key(v, row, kv));
+            for (long head = kv * group; head < (kv + 1) * group; head++)
+                for (long first = 0; first < seq; first += QUERIES)
+                    forward.block(Block(s.spans_of(all_spans, row), first, seq), s.query(q, row, head),
+                                  s.query(out, row, head), logs + (row * heads + head) * seq);
+        }
+    }
+}
+
+void attention_backward(const bf16* grad, const bf16* q, const bf16* k, const bf16* v, const int32_t* all_spans,
+                        const bf16* out, const float* logs, bf16* of_q, bf16* of_k, bf16* of_v, long batch, long seq,
+                        long heads, long kv_heads, long d, long spans, int threads) {
+    const Shape s{batch, seq, heads, kv_heads, d, spans};
+    const long group = heads / kv_heads;
+#pragma omp parallel num_threads(threads)
+    {
+        Backward backward(s);
+#pragma omp for schedule(dynamic)
+        for (long item = 0; item < batch * kv_heads; item++) {
+            const long row = item / kv_heads, kv = item % kv_heads;
+            backward.keys(s.key(k, row, kv), s.key(v, row, kv));
+            for (long head = kv * group; head < (kv + 1) * group; head++)
+                for (long first = 0; first < seq; first += QUERIES)
+                    backward.block(Block(s.spans_of(all_spans, row), first, seq), s.query(q, row, head),
+                                   s.query(grad, row, head), s.query(out, row, head),
+                                   logs + (row * heads + head) * seq, s.query(of_q, row, head));
+            backward.write(backward.sum_k, s.key(of_k, row, kv));
+            backward.write(backward.sum_v, s.key(of_v, row, kv));
+        }
+    }
+}
+
+}  // extern "C"
+#endif

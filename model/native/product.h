@@ -1,0 +1,121 @@
+// Products of small bfloat16 matrices in the cache, by AMX tiles where the processor has them, else by AVX512-BF16.
+//
+// to[rows, columns] (=, or if `more` +=) left[rows, sum] @ right[sum, columns], all three sizes multiples of 32. The right
+// side is "paired": [sum / 2, columns, 2], elements (i, j) and (i + 1, j) beside each other, as both instructions read it.
+#pragma once
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "common.h"
+
+constexpr long STEP = 32;  // what every size is a multiple of
+
+struct Left {
+    const bf16* at;
+    long stride;
+};
+
+struct Right {
+    const bf16* at;
+    long columns;  // of the whole, of which a product may read some
+    Right from(long column) const { return {at + column * 2, columns}; }
+};
+
+struct To {
+    float* at;
+    long stride;
+};
+
+#ifdef __AMX_BF16__
+// Linux hands out tiles on request, once a process.
+inline const bool TILES = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
+
+// Eight tiles of 16 rows of 64 bytes each: palette 1, then from byte 16 on their widths, from byte 48 on their heights.
+alignas(64) inline const struct {
+    uint8_t palette = 1, begin = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+} LAYOUT;
+
+struct Tiles {  // a thread that multiplies holds one
+    Tiles() {
+        if (TILES) _tile_loadconfig(&LAYOUT);
+    }
+    ~Tiles() {
+        if (TILES) _tile_release();
+    }
+};
+
+// The compiler does not know that a tile is loaded from memory, so that it must be told to have written it.
+inline void settle_memory() { asm volatile("" ::: "memory"); }
+
+inline void square_of_tiles(Left left, Right right, To to, long sum, bool more) {
+    float* lower = to.at + 16 * to.stride;
+    const int stride = int(to.stride * 4);
+    settle_memory();
+    if (more) {
+        _tile_loadd(0, to.at, stride);
+        _tile_loadd(1, to.at + 16, stride);
+        _tile_loadd(2, lower, stride);
+        _tile_loadd(3, lower + 16, stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (long i = 0; i < sum; i += STEP) {
+        _tile_loadd(4, left.at + i, left.stride * 2);
+        _tile_loadd(5, left.at + 16 * left.stride + i, left.stride * 2);
+        _tile_loadd(6, right.at + i * right.columns, right.columns * 4);
+        _tile_loadd(7, right.at + i * right.columns + 32, right.columns * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, to.at, stride);
+    _tile_stored(1, to.at + 16, stride);
+    _tile_stored(2, lower, stride);
+    _tile_stored(3, lower + 16, stride);
+    settle_memory();
+}
+#else
+constexpr bool TILES = false;
+struct Tiles {
+    Tiles() {}
+};
+inline void square_of_tiles(Left, Right, To, long, bool) {}
+#endif
+
+// Eight rows of 32 columns, which with two registers of the right side fill a little more than half of the registers.
+inline void eight_rows(Left left, Right right, To to, long sum, bool more) {
+    __m512 total[8][2];
+    for (int row = 0; row < 8; row++)
+        for (int half = 0; half < 2; half++)
+            total[row][half] = more ? _mm512_loadu_ps(to.at + row * to.stride + half * 16) : _mm512_setzero_ps();
+    for (long i = 0; i < sum; i += 2) {
+        const bf16* pairs = right.at + i * right.columns;
+        const auto first = (__m512bh)_mm512_loadu_si512(pairs), second = (__m512bh)_mm512_loadu_si512(pairs + 32);
+        for (int row = 0; row < 8; row++) {
+            int word;
+            std::memcpy(&word, left.at + row * left.stride + i, 4);
+            const auto both = (__m512bh)_mm512_set1_epi32(word);
+            total[row][0] = _mm512_dpbf16_ps(total[row][0], both, first);
+            total[row][1] = _mm512_dpbf16_ps(total[row][1], both, second);
+        }
+    }
+    for (int row = 0; row < 8; row++)
+        for (int half = 0; half < 2; half++) _mm512_storeu_ps(to.at + row * to.stride + half * 16, total[row][half]);
+}
+
+inline void multiply(Left left, Right right, To to, long rows, long columns, long sum, bool more = false) {
+    const long high = TILES ? STEP : 8;
+    for (long column = 0; column < columns; column += STEP)
+        for (long row = 0; row < rows; row += high) {
+            const Left l{left.at + row * left.stride, left.stride};
+            const To t{to.at + row * to.stride + column, to.stride};
+            TILES ? square_of_tiles(l, right.from(column), t, sum, more) : eight_rows(l, right.from(column), t, sum, more);
+        }
+}

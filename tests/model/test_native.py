@@ -1,0 +1,230 @@
+"""Kernels in C++ beside the PyTorch operators that they stand for."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy, silu
+
+from model import counter, mlp, native, rope
+from model.attention import _native, reference
+from model.batch import IGNORE
+from model.dropout import drop
+from model.linear import matmul_dtype
+from model.losses import linear_cross_entropy
+from model.masks import Pattern
+from model.norm import RMSNorm
+from tests.model.test_attention import HEADS, PATTERNS
+
+BF16 = torch.bfloat16
+pytestmark = pytest.mark.skipif(not native.has("rms_norm"), reason="no C++ compiler, or not Linux")
+multiplies_bf16 = pytest.mark.skipif(not native.has("attention"), reason="this processor multiplies no bfloat16")
+sizes = st.integers(1, 70)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_for_the_smallest(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(native, "SMALL", 1)
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+
+
+def with_grads(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    out = function(*inputs)
+    weights = random(*out.shape, seed=7).detach().to(out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), inputs)]
+
+
+def assert_nearer_than(got, plain, exact, atol: float = 1e-3) -> None:
+    """A result in bfloat16 may be as far from the exact one as half again what PyTorch's operators make of it."""
+    for a, b, true in zip(got, plain, exact, strict=True):
+        assert (a - true).abs().max() <= 1.5 * (b - true).abs().max() + atol * true.abs().max()
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=sizes, d=sizes)
+def test_norm_is_that_of_pytorch_forward_and_backward(rows: int, d: int):
+    norm, x = RMSNorm(d, 1e-5), random(rows, d)
+    norm.weight.data = random(d, seed=1).detach()
+    got = with_grads(lambda x, w: norm(x), x, norm.weight)
+    want = with_grads(lambda x, w: norm.weight * torch.nn.functional.rms_norm(x, (d,), eps=1e-5), x, norm.weight)
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_norm_in_bfloat16_is_the_one_in_float32_rounded():
+    norm, x = RMSNorm(64, 1e-5), random(9, 64)
+    torch.testing.assert_close(norm(x, BF16), norm(x).to(BF16), rtol=0, atol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(batch=st.integers(1, 3), seq=sizes, heads=st.integers(1, 3), half=st.integers(1, 20), shared=st.booleans())
+def test_rotation_is_that_of_pytorch_and_its_gradient_turns_back(batch, seq, heads, half, shared):
+    x = random(batch, seq, heads, 2 * half, dtype=BF16)
+    positions = torch.arange(seq).expand(1 if shared else batch, seq) + torch.arange(1 if shared else batch)[:, None]
+    by = rope.rotation(positions, 2 * half, 10_000.0)
+    out, of_x = with_grads(lambda x: rope.rotate(x, by), x)
+    wide = x.detach().float()
+    torch.testing.assert_close(out, rope.rotate(wide, by).to(BF16), atol=0, rtol=1e-2)
+    torch.testing.assert_close(rope.rotate(out, rope.Rotation(by.cos, -by.sin)).float(), wide, atol=0.05, rtol=0.02)
+    assert of_x.shape == x.shape
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 500))
+def test_gate_is_nearer_to_the_exact_one_than_pytorch_in_two_roundings(n: int):
+    gate, up = (random(n, seed=s, dtype=BF16) * 3 for s in (0, 1))
+    gate, up = gate.detach().requires_grad_(), up.detach().requires_grad_()
+    exact = with_grads(lambda g, u: silu(g) * u, *(x.detach().double().requires_grad_() for x in (gate, up)))
+    plain = with_grads(lambda g, u: silu(g) * u, gate, up)
+    assert_nearer_than(with_grads(mlp.gated, gate, up), plain, exact, atol=4e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seq=sizes, width=sizes, dtype=st.sampled_from([BF16, torch.float32]))
+def test_dropout_draws_the_very_bits_of_the_counter(seq: int, width: int, dtype: torch.dtype):
+    x, keys = random(3, seq, width, dtype=dtype), torch.tensor([5, -7, 2**62])
+    out, of_x = with_grads(lambda x: drop(x, 0.3, keys, site=4), x)
+    kept = counter.bits(keys, 4, seq, width) >= round(0.3 * 2**32) - 2**31
+    torch.testing.assert_close(out, x.detach() * kept * (1 / 0.7), atol=0, rtol=0)
+    assert torch.equal(of_x != 0, kept & (random(3, seq, width, seed=7).detach().to(dtype) != 0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=sizes, d=st.integers(1, 40), vocab=st.integers(2, 300), seed=st.integers(0, 9))
+def test_cross_entropy_is_near_the_exact_one(rows: int, d: int, vocab: int, seed: int):
+    hidden, weight = random(rows, d, seed=seed), random(vocab, d, seed=seed + 1)
+    targets = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(seed))
+    targets[::5] = IGNORE
+    with torch.autocast("cpu", BF16):
+        assert matmul_dtype(hidden) == BF16
+        loss = linear_cross_entropy(hidden, weight, targets)
+    rounded = [x.detach().to(BF16).float().requires_grad_() for x in (hidden, weight)]
+    exact = cross_entropy((rounded[0] @ rounded[1].T), targets, ignore_index=IGNORE, reduction="sum")
+    torch.testing.assert_close(loss, exact, atol=0.02 * rows, rtol=0.01)
+    got, want = torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(exact, rounded)
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).abs().max() <= 0.03 * b.abs().max() + 1e-3
+
+
+def test_a_nan_among_logits_is_a_nan_in_the_loss():
+    hidden, weight = random(3, 8), random(40, 8, seed=1).detach()
+    weight[17, 3] = float("nan")
+    with torch.autocast("cpu", BF16):
+        loss = linear_cross_entropy(hidden, weight.requires_grad_(), torch.tensor([1, 2, 3]))
+    assert loss.isnan()
+    assert all(grad.isnan().any() for grad in torch.autograd.grad(loss, (hidden, weight)))
+
+
+LONG = (torch.arange(150) // 37).int().expand(2, 150).contiguous()
+CASES = [
+    *(pytest.param(7, changes, id=name) for name, changes in PATTERNS.items()),
+    pytest.param(150, {}, id="long"),
+    pytest.param(150, {"causal": False, "document_ids": LONG}, id="long documents"),
+    pytest.param(150, {"causal": False, "sliding_window": 50}, id="long window"),
+]
+
+
+@multiplies_bf16
+@pytest.mark.parametrize("instructions", ["the fastest", "no tiles"])
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize(("seq", "changes"), CASES)
+def test_attention_is_as_near_to_the_exact_one_as_matrix_products(seq, changes, heads, instructions, monkeypatch):
+    if instructions == "no tiles":
+        without_tiles(monkeypatch)
+    p = Pattern(**{"batch": 2, "seq": seq, "device": torch.device("cpu")} | changes)
+    inputs = [random(2, seq, h, 32, seed=s, dtype=BF16) for s, h in enumerate((heads[0], heads[1], heads[1]))]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    exact = with_grads(lambda *x: reference.attend(*x, p), *wide)
+    plain = with_grads(lambda *x: reference.attend(*x, p), *inputs)
+    assert _native.takes(inputs[0])
+    assert_nearer_than(with_grads(lambda *x: _native.attend(*x, p), *inputs), plain, exact, atol=4e-3)
+
+
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels as a processor without AMX has them."""
+    compiler = shutil.which("g++")
+    assert compiler is not None
+    library = native.ctypes.CDLL(str(native.compiled(compiler, (*native.FLAGS, "-mno-amx-bf16"))))
+    monkeypatch.setattr(native, "_library", lambda: library)
+
+
+@multiplies_bf16
+def test_nothing_depends_on_the_number_of_threads():
+    def everything() -> list[torch.Tensor]:
+        q, k, v = (random(3, 65, 2, 32, seed=s, dtype=BF16) for s in range(3))
+        p = Pattern(batch=3, seq=65, device=torch.device("cpu"))
+        norm = RMSNorm(48, 1e-5)
+        hidden, weight = random(50, 48), random(90, 48, seed=1)
+        with torch.autocast("cpu", BF16):
+            loss = linear_cross_entropy(hidden, weight, torch.arange(50))
+        return [
+            *with_grads(lambda *x: _native.attend(*x, p), q, k, v),
+            *with_grads(lambda x, w: norm(x, BF16), random(101, 48), norm.weight),
+            *torch.autograd.grad(loss, (hidden, weight)),
+        ]
+
+    threads = torch.get_num_threads()
+    try:
+        tables = []
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            tables.append(everything())
+    finally:
+        torch.set_num_threads(threads)
+    for table in tables[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(table, tables[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("CXX", "no-such-compiler", "there is no C++ compiler; install g++, or name one in $CXX"),
+        ("CXX", "false", "does not compile its kernels"),
+    ],
+)
+def test_without_kernels_pytorch_computes_the_same_and_the_log_says_why(variable, value, said, monkeypatch, caplog):
+    norm, x = RMSNorm(32, 1e-5), random(5, 32)
+    want = with_grads(lambda x, w: norm(x), x, norm.weight)
+    monkeypatch.setenv(variable, value)
+    native._library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert not native.usable(x)
+            assert not native.has("rms_norm")
+        torch.testing.assert_close(with_grads(lambda x, w: norm(x), x, norm.weight), want)
+    finally:
+        native._library.cache_clear()
+    assert said in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_kernels_can_be_switched_off():
+    command = "import torch; from model import native; print(native.usable(torch.zeros(native.SMALL)))"
+    said = {
+        value: subprocess.run(
+            [sys.executable, "-c", command],
+            env=os.environ | {"GRISTMILL_NATIVE": value},
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for value in ("0", "1")
+    }
+    assert said == {"0": "False", "1": "True"}
+
+
+def test_what_traces_pytorch_operators_meets_no_kernel(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not any(native.usable(random(9, 9, dtype=dtype)) for dtype in (BF16, torch.float32))
+
+
+def test_a_call_on_a_tensor_with_gaps_is_refused():
+    with pytest.raises(AssertionError, match="contiguous"):
+        native.call("add", random(4, 4).detach().T, random(4, 4, dtype=BF16).detach(), 16)
