@@ -35,7 +35,7 @@ from pipeline.plots import DPI, LIGHT, png
 
 CORPUS = Path("data/quickstart/wordnet-glosses.txt.gz")
 PICTURE = Path("benchmarks/loss_curves.png")
-VOCAB, SEQ_LEN, DOCUMENTS_A_STEP, STEPS = 4096, 128, 128, 300
+VOCAB, SEQ_LEN, DOCUMENTS_A_STEP, STEPS = 4096, 128, 48, 300
 SMOOTHING = 0.95
 """What is kept of an exponential mean from step to step."""
 

@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 from pipeline.errors import DataError
 
 MAX_DOCUMENT_CHARS = 1 << 20
-LETTERS_SAMPLED, SPACES_SAMPLED = 64, 8
+LETTERS_SAMPLED, SPACES_SAMPLED = 32, 8
 """Characters looked at of a word or a run of spaces that is too long, evenly spread: looking at each would be slow."""
 
 
