@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import embedding, rms_norm, silu
 
-from model import rope
+from model import native, rope
 from model.config import ModelConfig
 from model.decoder import Block
 from model.heads import LanguageModel
@@ -112,13 +112,16 @@ class Decoding:
         cfg, x = self._packed.cfg, embedding(tokens, self._packed.embed)
         for layer, (keys, values) in zip(self._packed.layers, self._kept, strict=True):
             qkv = layer.qkv(_normed(x, cfg)).unflatten(-1, (-1, cfg.head_dim))
-            turned = _turned(qkv[:, :, : -cfg.n_kv_heads], turns)
-            keys[:, :, here] = turned[:, :, cfg.n_heads :].transpose(1, 2)
-            values[:, :, here] = qkv[:, :, -cfg.n_kv_heads :].transpose(1, 2)
-            mixed = _attend(turned[:, :, : cfg.n_heads], keys[:, :, : here.stop], values[:, :, : here.stop], forbidden)
+            if tokens.shape[1] == 1 and native.takes(qkv):
+                mixed = _attend_one(qkv, turns, forbidden, keys, values, here.start)
+            else:
+                turned = _turned(qkv[:, :, : -cfg.n_kv_heads], turns)
+                keys[:, :, here] = turned[:, :, cfg.n_heads :].transpose(1, 2)
+                values[:, :, here] = qkv[:, :, -cfg.n_kv_heads :].transpose(1, 2)
+                seen = keys[:, :, : here.stop], values[:, :, : here.stop]
+                mixed = _attend(turned[:, :, : cfg.n_heads], *seen, forbidden)
             x = x + layer.out(mixed)
-            gate, up = layer.gate_up(_normed(x, cfg)).chunk(2, dim=-1)
-            x = x + layer.down(silu(gate) * up)
+            x = x + layer.down(_gated(layer.gate_up(_normed(x, cfg))))
         return x
 
     def later(self, new: int) -> Forbidden:
@@ -132,6 +135,31 @@ class Decoding:
 
 def _normed(x: Tensor, cfg: ModelConfig) -> Tensor:
     return rms_norm(x, x.shape[-1:], eps=cfg.norm_eps)
+
+
+def _gated(both: Tensor) -> Tensor:
+    if native.takes(both):
+        out = both.new_empty((*both.shape[:-1], both.shape[-1] // 2))
+        native.call("gate_up", both, both.dtype == torch.bfloat16, out, out.numel() // out.shape[-1], out.shape[-1])
+        return out
+    gate, up = both.chunk(2, dim=-1)
+    return silu(gate) * up
+
+
+def _attend_one(
+    qkv: Tensor, turns: Tensor, forbidden: Tensor | None, keys: Tensor, values: Tensor, length: int
+) -> Tensor:
+    """What the lines it stands for do with one new token of each row, in one call instead of a dozen."""
+    rows, kv_heads, room, d = keys.shape
+    heads = qkv.shape[2] - 2 * kv_heads
+    out = qkv.new_empty(rows, 1, heads * d)
+    stride = 0
+    if forbidden is not None:
+        forbidden = forbidden.expand(-1, 1, 1, 1, length + 1).contiguous()
+        stride = length + 1 if len(forbidden) > 1 else 0
+    place = (torch.view_as_real(turns), forbidden, stride, keys, values, out)
+    native.call("attend_one", qkv, qkv.dtype == torch.bfloat16, *place, rows, heads, kv_heads, d, room, length)
+    return out
 
 
 def _turned(x: Tensor, turns: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model import attention, documents, rope
 from model.config import ModelConfig
-from model.dropout import drop
+from model.dropout import add_dropped, drop
 from model.linear import Linear, matmul_dtype
 from model.masks import Pattern
 from model.mlp import SwiGLU
@@ -61,8 +61,9 @@ class Block(nn.Module):
         site = 1 + 2 * self.layer  # 0 is the embedding's
         dtype = matmul_dtype(x)
         attended = self.attention(self.attention_norm(x, dtype), rotation, pattern)
-        x = x + drop(attended, self.dropout, dropout_keys, site)
-        return x + drop(self.mlp(self.mlp_norm(x, dtype)), self.dropout, dropout_keys, site + 1)
+        x = add_dropped(x, attended, self.dropout, dropout_keys, site)
+        read = self.mlp(self.mlp_norm(x, dtype))
+        return add_dropped(x, read, self.dropout, dropout_keys, site + 1)
 
 
 class Decoder(nn.Module):

@@ -38,13 +38,18 @@ SLOW = "training on a CPU is about half as fast as it could be"
 SMALL = 2**13
 """Elements below which PyTorch's operators are as fast: a call from Python costs some ten microseconds."""
 
-Argument = Tensor | int | float
+Argument = Tensor | int | float | None
 
 
 def usable(x: Tensor) -> bool:
-    """Whether a kernel can take this tensor, and is worth it; not while something traces PyTorch's operators."""
+    """Whether a kernel can take the place of a few operators on this tensor, and is worth it."""
+    return x.numel() >= SMALL and takes(x)
+
+
+def takes(x: Tensor) -> bool:
+    """Whether there are kernels for such a tensor; not while something traces PyTorch's operators."""
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return on_cpu and x.numel() >= SMALL and ENABLED and _library() is not None
+    return on_cpu and x.dtype in WIDTHS and ENABLED and _library() is not None
 
 
 def has(kernel: str) -> bool:
@@ -59,7 +64,9 @@ def call(kernel: str, *arguments: Argument) -> None:
     function(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
 
 
-def _as_c(argument: Argument) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float:
+def _as_c(argument: Argument) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float | None:
+    if argument is None:
+        return None
     if isinstance(argument, Tensor):
         assert argument.is_contiguous(), f"a kernel reads contiguous tensors, not strides {argument.stride()}"
         return ctypes.c_void_p(argument.data_ptr())
@@ -93,6 +100,7 @@ def compiled(compiler: str, flags: tuple[str, ...]) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
             new = Path(folder, cached.name)
+            log.info("compiling kernels for this processor, once")
             command = [compiler, *flags, *map(str, sources), "-o", str(new)]
             subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - the user's own compiler
             new.replace(cached)

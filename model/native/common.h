@@ -37,3 +37,8 @@ inline float exponential(float x) {
     std::memcpy(&scale, &power, 4);
     return p * scale;
 }
+
+inline float read(const float* x, long i) { return x[i]; }
+inline float read(const bf16* x, long i) { return widen(x[i]); }
+inline void write(float* out, long i, float x) { out[i] = x; }
+inline void write(bf16* out, long i, float x) { out[i] = narrow(x); }

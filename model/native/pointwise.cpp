@@ -9,16 +9,6 @@ namespace {
 constexpr long GROUPS = 32;  // of rows whose sums are added in order: the same sum for any number of threads
 
 template <typename T>
-float read(const T* x, long i);
-template <>
-inline float read(const float* x, long i) { return x[i]; }
-template <>
-inline float read(const bf16* x, long i) { return widen(x[i]); }
-
-inline void write(float* out, long i, float x) { out[i] = x; }
-inline void write(bf16* out, long i, float x) { out[i] = narrow(x); }
-
-template <typename T>
 void normalise(const float* x, const float* weight, T* out, float* scale, long rows, long d, float eps, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (long row = 0; row < rows; row++) {
@@ -71,17 +61,44 @@ inline uint32_t mixed(uint32_t x) {
     return x ^ (x >> 16);
 }
 
-template <typename T>
-void zero_some(const T* x, T* out, const int64_t* places, long rows, long seq, long width, int32_t threshold,
-               float scale, int threads) {
+// What becomes of element i of a row whose bits begin at `lane`: zero, or scaled.
+struct Dropout {
+    const int64_t* places;  // of each row, where its bits begin; null keeps all
+    int32_t threshold;
+    float scale;
+
+    uint32_t lane(long row, long position) const {
+        return places ? uint32_t(mixed(uint64_t(places[row]) + uint64_t(position) * 0x9E3779B97F4A7C15u) >> 32) : 0;
+    }
+    float of(float x, uint32_t lane, long i) const {
+        return int32_t(mixed(lane + uint32_t(i) * 0x9E3779B9u)) >= threshold ? x * scale : 0.0f;
+    }
+};
+
+template <typename From, typename To>
+void zero_some(const From* x, To* out, Dropout dropout, long rows, long seq, long width, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (long at = 0; at < rows * seq; at++) {
-        const uint64_t position = uint64_t(at % seq) * 0x9E3779B97F4A7C15u;
-        const uint32_t lane = uint32_t(mixed(uint64_t(places[at / seq]) + position) >> 32);
+        const uint32_t lane = dropout.lane(at / seq, at % seq);
 #pragma omp simd
-        for (long i = 0; i < width; i++) {
-            const int32_t bits = int32_t(mixed(lane + uint32_t(i) * 0x9E3779B9u));
-            write(out + at * width, i, bits >= threshold ? read(x + at * width, i) * scale : 0.0f);
+        for (long i = 0; i < width; i++) write(out + at * width, i, dropout.of(read(x + at * width, i), lane, i));
+    }
+}
+
+template <typename T>
+void add_some(const float* x, const T* branch, float* out, Dropout dropout, long rows, long seq, long width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long at = 0; at < rows * seq; at++) {
+        const float* from = x + at * width;
+        const T* more = branch + at * width;
+        float* to = out + at * width;
+        if (dropout.places) {
+            const uint32_t lane = dropout.lane(at / seq, at % seq);
+#pragma omp simd
+            for (long i = 0; i < width; i++) to[i] = from[i] + dropout.of(read(more, i), lane, i);
+        } else {
+#pragma omp simd
+            for (long i = 0; i < width; i++) to[i] = from[i] + read(more, i);
         }
     }
 }
@@ -131,13 +148,29 @@ void rotate(const bf16* x, const float* cos, const float* sin, bf16* out, long b
     }
 }
 
-// x and out [rows, seq, width]; each of `places` is where the bits of a row begin.
-void drop(const void* x, void* out, long narrowed, const int64_t* places, long rows, long seq, long width,
+// x and out [rows, seq, width], in bfloat16 where they are `narrow`; each of `places` is where the bits of a row begin.
+void drop(const void* x, long narrow_x, void* out, long narrow_out, const int64_t* places, long rows, long seq, long width,
           long threshold, float scale, int threads) {
-    if (narrowed)
-        zero_some(static_cast<const bf16*>(x), static_cast<bf16*>(out), places, rows, seq, width, threshold, scale, threads);
+    const Dropout dropout{places, int32_t(threshold), scale};
+    const auto with = [&](auto* from, auto* to) { zero_some(from, to, dropout, rows, seq, width, threads); };
+    if (narrow_x && narrow_out)
+        with(static_cast<const bf16*>(x), static_cast<bf16*>(out));
+    else if (narrow_out)
+        with(static_cast<const float*>(x), static_cast<bf16*>(out));
+    else if (narrow_x)
+        with(static_cast<const bf16*>(x), static_cast<float*>(out));
     else
-        zero_some(static_cast<const float*>(x), static_cast<float*>(out), places, rows, seq, width, threshold, scale, threads);
+        with(static_cast<const float*>(x), static_cast<float*>(out));
+}
+
+// out = x + branch, of which some are dropped unless there are no `places`
+void add_dropped(const float* x, const void* branch, long narrowed, float* out, const int64_t* places, long rows,
+                 long seq, long width, long threshold, float scale, int threads) {
+    const Dropout dropout{places, int32_t(threshold), scale};
+    if (narrowed)
+        add_some(x, static_cast<const bf16*>(branch), out, dropout, rows, seq, width, threads);
+    else
+        add_some(x, static_cast<const float*>(branch), out, dropout, rows, seq, width, threads);
 }
 
 // out = silu(gate) * up

@@ -15,7 +15,12 @@ from torch.nn.functional import cross_entropy, silu
 from model import counter, mlp, native, rope
 from model.attention import _native, reference
 from model.batch import IGNORE
-from model.dropout import drop
+from model.config import ModelConfig
+from model.decode import Decoding, pack
+from model.dropout import add_dropped, drop
+from model.generate import unseen_by
+from model.heads import LanguageModel
+from model.init import initialize
 from model.linear import matmul_dtype
 from model.losses import linear_cross_entropy
 from model.masks import Pattern
@@ -98,6 +103,17 @@ def test_dropout_draws_the_very_bits_of_the_counter(seq: int, width: int, dtype:
 
 
 @settings(max_examples=25, deadline=None)
+@given(seq=sizes, width=sizes, dtype=st.sampled_from([BF16, torch.float32]), p=st.sampled_from([0.0, 0.3]))
+def test_a_branch_is_added_as_it_would_be_after_dropout(seq: int, width: int, dtype: torch.dtype, p: float):
+    x, branch, keys = random(2, seq, width), random(2, seq, width, seed=1, dtype=dtype), torch.tensor([3, 2**40])
+    got = with_grads(lambda x, branch: add_dropped(x, branch, p, keys, site=2), x, branch)
+    want = with_grads(lambda x, branch: x + drop(branch, p, keys, site=2), x, branch)
+    tolerance = {} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.01}
+    torch.testing.assert_close(got, want, **tolerance)
+    assert torch.equal(got[2] == 0, want[2] == 0)
+
+
+@settings(max_examples=25, deadline=None)
 @given(rows=sizes, d=st.integers(1, 40), vocab=st.integers(2, 300), seed=st.integers(0, 9))
 def test_cross_entropy_is_near_the_exact_one(rows: int, d: int, vocab: int, seed: int):
     hidden, weight = random(rows, d, seed=seed), random(vocab, d, seed=seed + 1)
@@ -130,6 +146,33 @@ CASES = [
     pytest.param(150, {"causal": False, "document_ids": LONG}, id="long documents"),
     pytest.param(150, {"causal": False, "sliding_window": 50}, id="long window"),
 ]
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (BF16, 0.15), (torch.int8, 0.15)])
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_token_at_a_time_gets_the_logits_that_pytorch_gives(heads, window, dtype, atol, monkeypatch):
+    cfg = ModelConfig(
+        vocab_size=50, d_model=64, n_layers=2, n_heads=heads[0], n_kv_heads=heads[1], d_ff=48, seq_len=16,
+        sliding_window=window,
+    )  # fmt: skip
+    model = LanguageModel(cfg)
+    initialize(model, 0)
+    packed = pack(model, dtype)
+    tokens = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(0))
+    padding = torch.arange(4) < torch.tensor([[2], [0], [3]])
+
+    def read() -> list[torch.Tensor]:
+        decoding = Decoding(packed, 3, 12)
+        logits = [decoding.read(tokens[:, :4], forbidden=unseen_by(decoding, 4, padding))]
+        for at in range(4, 12):
+            unseen = unseen_by(decoding, 1, padding if at % 2 else None)
+            logits.append(decoding.read(tokens[:, at : at + 1], forbidden=unseen))
+        return logits
+
+    got = read()
+    monkeypatch.setattr(native, "ENABLED", False)
+    torch.testing.assert_close(got, read(), atol=atol, rtol=0)
 
 
 @multiplies_bf16
