@@ -43,7 +43,7 @@ Argument = Tensor | int | float | None
 
 def usable(x: Tensor) -> bool:
     """Whether a kernel can take the place of a few operators on this tensor, and is worth it."""
-    return x.numel() >= SMALL and takes(x)
+    return takes(x) and x.numel() >= SMALL  # in this order: of what is traced the size is not known
 
 
 def takes(x: Tensor) -> bool:
