@@ -84,12 +84,20 @@ def _loss_and_grads(h: Tensor, w: Tensor, targets: Tensor, dtype: torch.dtype, g
 def _rows(logits: Tensor, targets: Tensor, with_grad: bool) -> Tensor:
     """The sum of the rows' losses in float32 (or wider); if wanted, `logits` become their own gradient."""
     if logits.dtype == torch.bfloat16 and native.usable(logits):
+        _refuse_unknown(targets, logits.shape[1])
         losses = torch.empty(len(logits))
         native.call("cross_entropy", logits, targets.contiguous(), losses, *logits.shape, IGNORE, with_grad)
         return losses.sum()
     block = max(1, BLOCK_LOGITS[logits.device.type] // logits.shape[1])
     blocks = zip(logits.split(block), targets.split(block), strict=True)
     return torch.stack([_block(rows, wanted, with_grad) for rows, wanted in blocks]).sum()
+
+
+def _refuse_unknown(targets: Tensor, vocab: int) -> None:
+    """Raises IndexError, as PyTorch's gather does, for a target that is no column of the logits."""
+    lowest, highest = targets.where(targets != IGNORE, 0).aminmax()
+    if lowest < 0 or highest >= vocab:
+        raise IndexError(f"targets from {lowest} to {highest} are out of bounds for a vocabulary of {vocab}")
 
 
 def _block(logits: Tensor, targets: Tensor, with_grad: bool) -> Tensor:

@@ -4,6 +4,7 @@ Contract: a module here defines `attend(q, k, v, pattern) -> out` with the shape
 1/sqrt(head_dim), differentiable, in the dtype of q. Each key-value head serves n_heads / n_kv_heads consecutive query
 heads. A module that needs a missing package raises ModuleNotFoundError on import, naming what to install. Adding a
 kernel means adding one file; `tests/model/test_attention.py` then compares it with `reference.py` without being edited.
+`_native.py` is no choice of its own, since it does not take every dtype: `auto.py` asks it what it takes.
 """
 
 from collections.abc import Callable

@@ -25,6 +25,8 @@ def takes(q: Query) -> bool:
 
 def attend(q: Query, k: KeyValue, v: KeyValue, pattern: Pattern) -> Query:
     """For what `takes` says; sums and the softmax are in float32."""
+    assert pattern.spans.shape[1] == q.shape[1] == k.shape[1]
+    assert len(pattern.spans) in (1, len(q))
     return _Attention.apply(*(x.contiguous() for x in (q, k, v)), pattern.spans)  # pyright: ignore[reportReturnType]
 
 

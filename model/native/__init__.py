@@ -1,9 +1,11 @@
-"""Kernels in C++ for training on a CPU: what stands between two matrix products, in one pass over memory.
+"""Kernels in C++ for a CPU: what stands between two matrix products, in one pass over memory.
 
-PyTorch's own operators read and write every intermediate result, which on a CPU takes more than half of a training
+PyTorch's own operators read and write every intermediate result, which on a CPU can take more than half of a training
 step. The sources in this folder are compiled once for a processor (a few seconds) into the user's cache. Where there
-is no compiler, or GRISTMILL_NATIVE=0 is set, everything runs by PyTorch's operators, with the same results up to
-rounding. Every sum is taken in an order of its own, whatever the number of threads.
+is no compiler or no Linux, or GRISTMILL_NATIVE=0 is set, everything runs by PyTorch's operators, with the same results
+up to rounding. Every sum is taken in an order of its own, whatever the number of threads.
+
+A kernel checks no sizes: who calls it must have done so.
 """
 
 import ctypes
@@ -54,7 +56,7 @@ def takes(x: Tensor) -> bool:
 
 def has(kernel: str) -> bool:
     """Whether the library is there, and this processor has what that kernel is made of."""
-    return _library() is not None and hasattr(_library(), kernel)
+    return ENABLED and _library() is not None and hasattr(_library(), kernel)
 
 
 def call(kernel: str, *arguments: Argument) -> None:
@@ -85,7 +87,7 @@ def _library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(compiled(compiler, FLAGS)))
     except subprocess.CalledProcessError as error:
         log.warning("%s: %s does not compile its kernels:\n%s", SLOW, compiler, error.stderr[-2000:])
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         log.warning("%s: its kernels cannot be kept or loaded: %s; name another folder in $XDG_CACHE_HOME", SLOW, error)
     return None
 

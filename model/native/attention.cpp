@@ -146,7 +146,7 @@ void transpose(Head<const bf16> from, long rows, long d, bf16* held, bf16* to) {
         for (long i = 0; i < d; i += 16) turn(words + pair * d + i, d, out + i * pairs + pair, pairs);
 }
 
-// 2^y to 22 bits.
+// 2^y to 18 bits, of which bfloat16 keeps 8: the Taylor series of 2^f for f in [-1/2, 1/2].
 inline __m512 power_of_two(__m512 y) {
     const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(y, whole);

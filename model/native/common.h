@@ -25,7 +25,7 @@ inline float exponential(float x) {
     float y = x * 1.44269504f;
     y = y < -126.0f ? -126.0f : y > 127.0f ? 127.0f : y;
     const float whole = __builtin_rintf(y), f = y - whole;
-    float p = 1.54035304e-4f;  // 2^f for f in [-1/2, 1/2]: the Taylor series, whose next term is below 2^-24
+    float p = 1.54035304e-4f;  // 2^f for f in [-1/2, 1/2]: the Taylor series, whose next term is below 2^-22
     p = p * f + 1.33335581e-3f;
     p = p * f + 9.61812911e-3f;
     p = p * f + 5.55041087e-2f;

@@ -33,9 +33,16 @@ multiplies_bf16 = pytest.mark.skipif(not native.has("attention"), reason="this p
 sizes = st.integers(1, 70)
 
 
+RAN: set[str] = set()
+"""The kernels that were called in this test, so that none of them passes by PyTorch alone."""
+
+
 @pytest.fixture(autouse=True)
 def _kernels_for_the_smallest(monkeypatch: pytest.MonkeyPatch):
+    call = native.call
+    RAN.clear()
     monkeypatch.setattr(native, "SMALL", 1)
+    monkeypatch.setattr(native, "call", lambda kernel, *rest: (RAN.add(kernel), call(kernel, *rest)))
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -62,11 +69,13 @@ def test_norm_is_that_of_pytorch_forward_and_backward(rows: int, d: int):
     got = with_grads(lambda x, w: norm(x), x, norm.weight)
     want = with_grads(lambda x, w: norm.weight * torch.nn.functional.rms_norm(x, (d,), eps=1e-5), x, norm.weight)
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    assert {"rms_norm", "rms_norm_backward"} <= RAN
 
 
 def test_norm_in_bfloat16_is_the_one_in_float32_rounded():
     norm, x = RMSNorm(64, 1e-5), random(9, 64)
     torch.testing.assert_close(norm(x, BF16), norm(x).to(BF16), rtol=0, atol=0)
+    assert {"rms_norm"} <= RAN
 
 
 @settings(max_examples=25, deadline=None)
@@ -79,7 +88,10 @@ def test_rotation_is_that_of_pytorch_and_its_gradient_turns_back(batch, seq, hea
     wide = x.detach().float()
     torch.testing.assert_close(out, rope.rotate(wide, by).to(BF16), atol=0, rtol=1e-2)
     torch.testing.assert_close(rope.rotate(out, rope.Rotation(by.cos, -by.sin)).float(), wide, atol=0.05, rtol=0.02)
-    assert of_x.shape == x.shape
+    given = random(*x.shape, seed=7).detach().to(BF16).float()
+    back = rope.rotate(given, rope.Rotation(by.cos, -by.sin))
+    torch.testing.assert_close(of_x, back.to(BF16), atol=1e-2, rtol=1e-2)
+    assert {"rotate"} <= RAN
 
 
 @settings(max_examples=25, deadline=None)
@@ -90,6 +102,7 @@ def test_gate_is_nearer_to_the_exact_one_than_pytorch_in_two_roundings(n: int):
     exact = with_grads(lambda g, u: silu(g) * u, *(x.detach().double().requires_grad_() for x in (gate, up)))
     plain = with_grads(lambda g, u: silu(g) * u, gate, up)
     assert_nearer_than(with_grads(mlp.gated, gate, up), plain, exact, atol=4e-3)
+    assert {"swiglu", "swiglu_backward"} <= RAN
 
 
 @settings(max_examples=25, deadline=None)
@@ -100,6 +113,7 @@ def test_dropout_draws_the_very_bits_of_the_counter(seq: int, width: int, dtype:
     kept = counter.bits(keys, 4, seq, width) >= round(0.3 * 2**32) - 2**31
     torch.testing.assert_close(out, x.detach() * kept * (1 / 0.7), atol=0, rtol=0)
     assert torch.equal(of_x != 0, kept & (random(3, seq, width, seed=7).detach().to(dtype) != 0))
+    assert {"drop"} <= RAN
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,10 +125,11 @@ def test_a_branch_is_added_as_it_would_be_after_dropout(seq: int, width: int, dt
     tolerance = {} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.01}
     torch.testing.assert_close(got, want, **tolerance)
     assert torch.equal(got[2] == 0, want[2] == 0)
+    assert {"add_dropped"} <= RAN
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=sizes, d=st.integers(1, 40), vocab=st.integers(2, 300), seed=st.integers(0, 9))
+@given(rows=st.integers(2, 70), d=st.integers(1, 40), vocab=st.integers(2, 300), seed=st.integers(0, 9))
 def test_cross_entropy_is_near_the_exact_one(rows: int, d: int, vocab: int, seed: int):
     hidden, weight = random(rows, d, seed=seed), random(vocab, d, seed=seed + 1)
     targets = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(seed))
@@ -128,6 +143,14 @@ def test_cross_entropy_is_near_the_exact_one(rows: int, d: int, vocab: int, seed
     got, want = torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(exact, rounded)
     for a, b in zip(got, want, strict=True):
         assert (a - b).abs().max() <= 0.03 * b.abs().max() + 1e-3
+    assert {"cross_entropy", "add"} <= RAN
+
+
+@pytest.mark.parametrize("target", [40, 10**9, -1])
+def test_a_target_outside_the_vocabulary_is_refused_as_pytorch_does(target: int):
+    hidden, weight, targets = random(3, 8), random(40, 8, seed=1), torch.tensor([1, IGNORE, target])
+    with torch.autocast("cpu", BF16), pytest.raises(IndexError, match="out of bounds"):
+        linear_cross_entropy(hidden, weight, targets)
 
 
 def test_a_nan_among_logits_is_a_nan_in_the_loss():
@@ -137,6 +160,7 @@ def test_a_nan_among_logits_is_a_nan_in_the_loss():
         loss = linear_cross_entropy(hidden, weight.requires_grad_(), torch.tensor([1, 2, 3]))
     assert loss.isnan()
     assert all(grad.isnan().any() for grad in torch.autograd.grad(loss, (hidden, weight)))
+    assert {"cross_entropy"} <= RAN
 
 
 LONG = (torch.arange(150) // 37).int().expand(2, 150).contiguous()
@@ -171,6 +195,7 @@ def test_a_token_at_a_time_gets_the_logits_that_pytorch_gives(heads, window, dty
         return logits
 
     got = read()
+    assert {"attend_one", "gate_up"} <= RAN
     monkeypatch.setattr(native, "ENABLED", False)
     torch.testing.assert_close(got, read(), atol=atol, rtol=0)
 
@@ -189,6 +214,7 @@ def test_attention_is_as_near_to_the_exact_one_as_matrix_products(seq, changes, 
     plain = with_grads(lambda *x: reference.attend(*x, p), *inputs)
     assert _native.takes(inputs[0])
     assert_nearer_than(with_grads(lambda *x: _native.attend(*x, p), *inputs), plain, exact, atol=4e-3)
+    assert {"attention", "attention_backward"} <= RAN
 
 
 def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +268,11 @@ def test_without_kernels_pytorch_computes_the_same_and_the_log_says_why(variable
         with caplog.at_level(logging.WARNING):
             assert not native.usable(x)
             assert not native.has("rms_norm")
+            RAN.clear()
         torch.testing.assert_close(with_grads(lambda x, w: norm(x), x, norm.weight), want)
     finally:
         native._library.cache_clear()
+    assert not RAN
     assert said in caplog.text
     assert len(caplog.records) == 1
 
