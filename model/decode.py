@@ -112,15 +112,9 @@ class Decoding:
         cfg, x = self._packed.cfg, embedding(tokens, self._packed.embed)
         for layer, (keys, values) in zip(self._packed.layers, self._kept, strict=True):
             qkv = layer.qkv(_normed(x, cfg)).unflatten(-1, (-1, cfg.head_dim))
-            if tokens.shape[1] == 1 and native.takes(qkv):
-                mixed = _attend_one(qkv, turns, forbidden, keys, values, here.start)
-            else:
-                turned = _turned(qkv[:, :, : -cfg.n_kv_heads], turns)
-                keys[:, :, here] = turned[:, :, cfg.n_heads :].transpose(1, 2)
-                values[:, :, here] = qkv[:, :, -cfg.n_kv_heads :].transpose(1, 2)
-                seen = keys[:, :, : here.stop], values[:, :, : here.stop]
-                mixed = _attend(turned[:, :, : cfg.n_heads], *seen, forbidden)
-            x = x + layer.out(mixed)
+            one_by_one = tokens.shape[1] == 1 and native.takes(qkv)
+            attend = _attend_one if one_by_one else _attend
+            x = x + layer.out(attend(qkv, turns, forbidden, keys, values, here))
             x = x + layer.down(_gated(layer.gate_up(_normed(x, cfg))))
         return x
 
@@ -147,11 +141,11 @@ def _gated(both: Tensor) -> Tensor:
 
 
 def _attend_one(
-    qkv: Tensor, turns: Tensor, forbidden: Tensor | None, keys: Tensor, values: Tensor, length: int
+    qkv: Tensor, turns: Tensor, forbidden: Tensor | None, keys: Tensor, values: Tensor, here: slice
 ) -> Tensor:
-    """What the lines it stands for do with one new token of each row, in one call instead of a dozen."""
+    """What `_attend` does, for one new token of each row, in one call instead of a dozen."""
     rows, kv_heads, room, d = keys.shape
-    heads = qkv.shape[2] - 2 * kv_heads
+    heads, length = qkv.shape[2] - 2 * kv_heads, here.start
     out = qkv.new_empty(rows, 1, heads * d)
     stride = 0
     if forbidden is not None:
@@ -168,12 +162,18 @@ def _turned(x: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(torch.view_as_complex(wide) * turns).flatten(-2).to(x.dtype)
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, forbidden: Tensor | None) -> Tensor:
-    """[rows, new, heads * head_dim]; the query heads that share a key head are rows of one product."""
-    groups, new = q.shape[2] // keys.shape[1], q.shape[1]
-    q = q.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4)
-    scores = q.flatten(2, 3) @ keys.mT
+def _attend(qkv: Tensor, turns: Tensor, forbidden: Tensor | None, keys: Tensor, values: Tensor, here: slice) -> Tensor:
+    """What the new tokens mix, [rows, new, heads * head_dim]; their own keys and values are kept `here`.
+
+    The query heads that share a key head are rows of one product.
+    """
+    kv_heads, new = keys.shape[1], qkv.shape[1]
+    turned = _turned(qkv[:, :, :-kv_heads], turns)
+    q = turned[:, :, :-kv_heads].unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
+    keys[:, :, here] = turned[:, :, -kv_heads:].transpose(1, 2)
+    values[:, :, here] = qkv[:, :, -kv_heads:].transpose(1, 2)
+    scores = q.flatten(2, 3) @ keys[:, :, : here.stop].mT
     if forbidden is not None:
-        scores = scores.unflatten(2, (groups, new)).masked_fill(forbidden, float("-inf")).flatten(2, 3)
-    mixed = scores.softmax(dim=-1) @ values
-    return mixed.unflatten(2, (groups, new)).permute(0, 3, 1, 2, 4).flatten(2)
+        scores = scores.unflatten(2, (-1, new)).masked_fill(forbidden, float("-inf")).flatten(2, 3)
+    mixed = scores.softmax(dim=-1) @ values[:, :, : here.stop]
+    return mixed.unflatten(2, (-1, new)).permute(0, 3, 1, 2, 4).flatten(2)
