@@ -34,7 +34,6 @@ class Attention(nn.Module):
         self.o_proj = Linear(cfg.n_heads * cfg.head_dim, cfg.d_model)
 
     def forward(self, x: Hidden, rotation: Rotation, pattern: Pattern) -> Hidden:
-        x = x.to(matmul_dtype(x))  # once for all that read it
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
         return self.o_proj(self.attend(q, k, v, pattern).flatten(-2))
@@ -59,7 +58,7 @@ class Block(nn.Module):
         dropout_keys: Keys | None = None,
     ) -> Hidden:
         site = 1 + 2 * self.layer  # 0 is the embedding's
-        dtype = matmul_dtype(x)
+        dtype = matmul_dtype(x)  # cast once for all that read it
         attended = self.attention(self.attention_norm(x, dtype), rotation, pattern)
         x = add_dropped(x, attended, self.dropout, dropout_keys, site)
         read = self.mlp(self.mlp_norm(x, dtype))

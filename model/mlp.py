@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from model import native
-from model.linear import Linear, matmul_dtype
+from model.linear import Linear
 
 Wide = Float[Tensor, "*rows d_ff"]
 
@@ -24,7 +24,6 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(d_ff, d_model)
 
     def forward(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
-        x = x.to(matmul_dtype(x))  # once for all that read it
         return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
 
