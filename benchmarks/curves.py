@@ -1,4 +1,4 @@
-"""Does any shortcut of a training step show in the loss? `python -m benchmarks.curves`, twenty minutes.
+"""Does any shortcut of a training step show in the loss? `python -m benchmarks.curves`, half an hour.
 
 One small model learns 300 steps of the quickstart's texts in float32 with nothing fused: a document a row, the
 reference attention, all logits at once. Then again with one shortcut more each time, from the same weights over the

@@ -1,16 +1,19 @@
-"""What each choice gives a training step of the quickstart's size on a CPU: `python -m benchmarks.step`.
+"""What each choice gives a training step on a CPU: `python -m benchmarks.step --shape 10M`.
 
 Contenders run in processes of their own, in turns, since memory settings last as long as a process.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
+from benchmarks import shapes
 from benchmarks.timing import machine
 from model import native
 from model.batch import Batch
@@ -30,10 +33,13 @@ CONTENDERS = {
     "float32": {"precision": "fp32"},
     "AdamW": {"optimizer": "adamw"},
 }
-ROWS, SEQ, VOCAB, ROUNDS = 32, 128, 8192, 3
+QUICKSTART = ModelConfig(vocab_size=8192, d_model=192, n_layers=4, n_heads=3, n_kv_heads=3, d_ff=512, seq_len=128)
+SHAPES = {"quickstart": QUICKSTART} | {name: shapes.ours(name) for name in shapes.SHAPES}
+TOKENS, ROUNDS = 4096, 3
 
 
 def measure(
+    shape: str,
     keep_memory: bool = True,
     attention: str = "auto",
     precision: str = "bf16",
@@ -44,9 +50,7 @@ def measure(
     native.ENABLED = kernels
     if keep_memory:
         keep_freed_memory()
-    cfg = ModelConfig(
-        vocab_size=VOCAB, d_model=192, n_layers=4, n_heads=3, n_kv_heads=3, d_ff=512, seq_len=SEQ, attention=attention
-    )
+    cfg = replace(SHAPES[shape], attention=attention)
     model = LanguageModel(cfg)
     initialize(model, 0)
     engine = create(
@@ -59,31 +63,37 @@ def measure(
         settings=EngineSettings(),
         n_layers=cfg.n_layers,
     )
-    ids = torch.arange(SEQ).div(30, rounding_mode="floor").int().expand(ROWS, SEQ).contiguous()
+    rows = TOKENS // cfg.seq_len
+    ids = torch.arange(cfg.seq_len).div(30, rounding_mode="floor").int().expand(rows, -1).contiguous()
     seconds = []
     for _ in range(13):
-        tokens = torch.randint(0, VOCAB, (ROWS, SEQ))
+        tokens = torch.randint(0, cfg.vocab_size, ids.shape)
         start = time.perf_counter()
-        engine.accumulate(Batch(tokens, tokens.roll(-1, 1), ids), ROWS * SEQ)
+        engine.accumulate(Batch(tokens, tokens.roll(-1, 1), ids), TOKENS)
         engine.step(1.0)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[3:])
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(measure(**json.loads(sys.argv[1])))
+    own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own.add_argument("--shape", choices=SHAPES, default="quickstart")
+    own.add_argument("--contender", type=json.loads, help=argparse.SUPPRESS)
+    given = own.parse_args()
+    if given.contender is not None:
+        print(measure(given.shape, **given.contender))
         return
     print(machine())
     taken: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for _ in range(ROUNDS):
         for name, settings in CONTENDERS.items():
-            command = [sys.executable, "-m", "benchmarks.step", json.dumps(settings)]
+            command = [sys.executable, "-m", "benchmarks.step", "--shape", given.shape]
+            command += ["--contender", json.dumps(settings)]
             taken[name].append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     first = statistics.median(taken["as it is"])
     for name, seconds in taken.items():
         median = statistics.median(seconds)
-        print(f"{name:<26} {median * 1e3:6.0f} ms  {ROWS * SEQ / median:8,.0f} tokens/s  x{median / first:.2f}")
+        print(f"{name:<26} {median * 1e3:6.0f} ms  {TOKENS / median:8,.0f} tokens/s  x{median / first:.2f}")
 
 
 if __name__ == "__main__":
