@@ -1,15 +1,18 @@
 """The forward pass of generation: `LanguageModel`'s logits from weights laid out for a few new tokens at a time.
 
-Matrices that read the same input are one, norms' weights are folded into them, and rotation is one complex product.
-Keys and values are kept in room that is taken once. Each read adds some tokens to every row of a batch; which of the
-kept tokens each of them sees is the caller's to say, so that the branches of a search need not each have a row.
+Matrices that read the same input are one, norms' weights are folded into them, and rotation is one complex product. On
+a CPU a few tokens go through all layers in one call (`native/decode.cpp`); prompts, a GPU, and a machine without a
+compiler take PyTorch's operators. Keys and values are kept in room that is taken once. Each read adds some tokens to
+every row of a batch; which of the kept tokens each of them sees is the caller's to say, so that the branches of a
+search need not each have a row.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import embedding, rms_norm, silu
 
@@ -17,19 +20,23 @@ from model import native, rope
 from model.config import ModelConfig
 from model.decoder import Block
 from model.heads import LanguageModel
-from model.linear import Product, laid_out, rounded
+from model.linear import Matrix, rounded
 
 Tokens = Int64[Tensor, "rows new"]
 Forbidden = Bool[Tensor, "#rows 1 1 new all"]
 
 
+FEW = 32
+"""New tokens up to which reading weights is most of the work. Of more the products are, which PyTorch has faster."""
+
+
 class Layer(NamedTuple):
     """The products of a block."""
 
-    qkv: Product
-    out: Product
-    gate_up: Product
-    down: Product
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +46,19 @@ class Packed:
     cfg: ModelConfig
     embed: Float[Tensor, "vocab d_model"]
     layers: list[Layer]
-    head: Product
+    head: Matrix
+
+    @cached_property
+    def table(self) -> Int64[Tensor, "matrices 3"]:
+        """Addresses of every matrix and its scales, and its kind, as `native/decode.cpp` has them."""
+        kinds = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+        matrices = [matrix for layer in self.layers for matrix in layer] + [self.head]
+        return torch.tensor(
+            [
+                (m.weight.data_ptr(), 0 if m.scales is None else m.scales.data_ptr(), kinds[m.weight.dtype])
+                for m in matrices
+            ]
+        )
 
 
 @torch.no_grad()
@@ -55,7 +74,7 @@ def pack(model: LanguageModel | Packed, dtype: torch.dtype | None = None) -> Pac
     if not cfg.causal:
         raise ValueError("causal=False cannot be read token by token: those to come would change what was read")
     dtype = dtype or body.embed.weight.dtype
-    product = rounded if dtype == torch.int8 else lambda weight: laid_out(weight.to(dtype))
+    matrix = rounded if dtype == torch.int8 else lambda weight: Matrix(weight.to(dtype, copy=True))
     layers: list[Layer] = []
     for block in body.blocks:
         assert isinstance(block, Block)
@@ -64,9 +83,9 @@ def pack(model: LanguageModel | Packed, dtype: torch.dtype | None = None) -> Pac
         k = _pairs_together(attention.k_proj.weight, cfg.head_dim)
         qkv = torch.cat([q, k, attention.v_proj.weight]) * block.attention_norm.weight
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * block.mlp_norm.weight
-        layers.append(Layer(*map(product, (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))))
+        layers.append(Layer(*map(matrix, (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))))
     embed = body.embed.weight.to(torch.bfloat16 if dtype == torch.int8 else dtype)
-    return Packed(cfg, embed, layers, product(model.head.weight * body.norm.weight))
+    return Packed(cfg, embed, layers, matrix(model.head.weight * body.norm.weight))
 
 
 def _pairs_together(weight: Tensor, head_dim: int) -> Tensor:
@@ -81,8 +100,7 @@ class Decoding:
     def __init__(self, packed: Packed, rows: int, room: int) -> None:
         cfg, like = packed.cfg, packed.embed
         self._packed, self.room, self.length = packed, room, 0
-        shape = (rows, cfg.n_kv_heads, room, cfg.head_dim)
-        self._kept = [(like.new_empty(shape), like.new_empty(shape)) for _ in packed.layers]
+        self._kept = like.new_empty(cfg.n_layers, 2, rows, cfg.n_kv_heads, room, cfg.head_dim)
         angles = rope.angles(torch.arange(room, device=like.device)[None], cfg.head_dim, cfg.rope_theta)[0]
         self._turns = torch.complex(angles.cos(), angles.sin())
 
@@ -90,7 +108,7 @@ class Decoding:
     def read(
         self, tokens: Tokens, positions: slice | None = None, forbidden: Forbidden | None = None, last: int = 1
     ) -> Float[Tensor, "rows last vocab"]:
-        """Logits of what follows the `last` of these tokens, which are kept after those that were read before.
+        """Logits, float32 or wider, of what follows the `last` of these tokens, which are kept after those before.
 
         `positions` of the tokens in their texts are those of the kept ones where not given; a slice of length 1 is for
         all. `forbidden` is True where a token must not see a kept or new one; None lets it see all that are before it.
@@ -102,21 +120,51 @@ class Decoding:
         turns = self._turns[positions or here]
         if forbidden is None and (new > 1 or cfg.sliding_window is not None):
             forbidden = self.later(new)
-        with torch.autocast(tokens.device.type, enabled=False):  # the weights say what is computed in
-            x = self._read(tokens, turns, here, forbidden)
-            self.length = here.stop
-            return self._packed.head(_normed(x[:, -last:], cfg))
+        read = self._read_few if tokens.numel() <= FEW and native.takes(self._packed.embed) else self._read
+        logits = read(tokens, turns, here, forbidden, last)
+        self.length = here.stop
+        return logits
 
-    def _read(self, tokens: Tokens, turns: Tensor, here: slice, forbidden: Forbidden | None) -> Tensor:
-        """The residual stream at its end, with keys and values kept `here`."""
+    def _read(self, tokens: Tokens, turns: Tensor, here: slice, forbidden: Forbidden | None, last: int) -> Tensor:
         cfg, x = self._packed.cfg, embedding(tokens, self._packed.embed)
-        for layer, (keys, values) in zip(self._packed.layers, self._kept, strict=True):
-            qkv = layer.qkv(_normed(x, cfg)).unflatten(-1, (-1, cfg.head_dim))
-            one_by_one = tokens.shape[1] == 1 and native.takes(qkv)
-            attend = _attend_one if one_by_one else _attend
-            x = x + layer.out(attend(qkv, turns, forbidden, keys, values, here))
-            x = x + layer.down(_gated(layer.gate_up(_normed(x, cfg))))
-        return x
+        with torch.autocast(tokens.device.type, enabled=False):  # the weights say what is computed in
+            for layer, kept in zip(self._packed.layers, self._kept, strict=True):
+                qkv = layer.qkv(_normed(x, cfg)).unflatten(-1, (-1, cfg.head_dim))
+                x = x + layer.out(_attend(qkv, turns, forbidden, *kept, here))
+                gate, up = layer.gate_up(_normed(x, cfg)).chunk(2, dim=-1)
+                x = x + layer.down(silu(gate) * up)
+            return self._packed.head(_normed(x[:, -last:], cfg)).to(torch.promote_types(x.dtype, torch.float32))
+
+    def _read_few(
+        self, tokens: Tokens, turns: Tensor, here: slice, forbidden: Forbidden | None, last: int
+    ) -> Float32[Tensor, "rows last vocab"]:
+        """What `_read` does, in one call instead of a dozen a layer."""
+        packed, cfg, (rows, new) = self._packed, self._packed.cfg, tokens.shape
+        assert turns.shape[0] in (1, new)
+        assert last <= new
+        x = embedding(tokens, packed.embed).float()
+        stride = 0
+        if forbidden is not None:
+            forbidden = forbidden.expand(-1, 1, 1, new, here.stop).contiguous()
+            stride = new * here.stop if len(forbidden) > 1 else 0
+        logits = x.new_empty(rows, last, len(packed.head.weight))
+        place = (torch.view_as_real(turns), cfg.head_dim * (len(turns) > 1), forbidden, stride)
+        sizes = (rows, new, last, len(packed.layers), cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_ff)
+        kept = (self._kept, self._kept.dtype == torch.bfloat16)
+        native.call(
+            "read_few",
+            packed.table,
+            x,
+            *place,
+            *kept,
+            logits,
+            cfg.norm_eps,
+            *sizes,
+            cfg.vocab_size,
+            self.room,
+            self.length,
+        )
+        return logits
 
     def later(self, new: int) -> Forbidden:
         """What new tokens must not see of the kept ones and of each other: what comes later, or lies too far."""
@@ -129,31 +177,6 @@ class Decoding:
 
 def _normed(x: Tensor, cfg: ModelConfig) -> Tensor:
     return rms_norm(x, x.shape[-1:], eps=cfg.norm_eps)
-
-
-def _gated(both: Tensor) -> Tensor:
-    if native.takes(both):
-        out = both.new_empty((*both.shape[:-1], both.shape[-1] // 2))
-        native.call("gate_up", both, both.dtype == torch.bfloat16, out, out.numel() // out.shape[-1], out.shape[-1])
-        return out
-    gate, up = both.chunk(2, dim=-1)
-    return silu(gate) * up
-
-
-def _attend_one(
-    qkv: Tensor, turns: Tensor, forbidden: Tensor | None, keys: Tensor, values: Tensor, here: slice
-) -> Tensor:
-    """What `_attend` does, for one new token of each row, in one call instead of a dozen."""
-    rows, kv_heads, room, d = keys.shape
-    heads, length = qkv.shape[2] - 2 * kv_heads, here.start
-    out = qkv.new_empty(rows, 1, heads * d)
-    stride = 0
-    if forbidden is not None:
-        forbidden = forbidden.expand(-1, 1, 1, 1, length + 1).contiguous()
-        stride = length + 1 if len(forbidden) > 1 else 0
-    place = (torch.view_as_real(turns), forbidden, stride, keys, values, out)
-    native.call("attend_one", qkv, qkv.dtype == torch.bfloat16, *place, rows, heads, kv_heads, d, room, length)
-    return out
 
 
 def _turned(x: Tensor, turns: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """A linear layer without bias, which where nothing is learnt takes the faster of two libraries for its product."""
 
-from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import BFloat16, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,7 +18,7 @@ def linear(x: Float[Tensor, "*rows inputs"], weight: Float[Tensor, "outputs inpu
     (`python -m benchmarks.linear`). The operator is the one that PyTorch's own compiler uses; it has no gradient.
     """
     if _onednn_is_faster(x, weight):
-        return _by_onednn(weight, x)
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
     return functional.linear(x, weight)
 
 
@@ -38,40 +37,30 @@ def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
 INT8_INPUTS = 16
 """PyTorch's int8 kernel reads so many inputs at once, whether they are there or not."""
 
-Product = Callable[[Tensor], Tensor]
-"""`x -> x @ weight.T` of a weight that will not change, without a gradient."""
+
+class Matrix(NamedTuple):
+    """A weight that will not change: floating-point, or int8 in units of each output's scale. No gradient."""
+
+    weight: Shaped[Tensor, "outputs inputs"]
+    scales: BFloat16[Tensor, " outputs"] | None = None
+
+    def __call__(self, x: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
+        """x @ weight.T, in the dtype of x, which for int8 is bfloat16."""
+        if self.scales is None:
+            return linear(x, self.weight)
+        product = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scales)
+        return product.unflatten(0, x.shape[:-1])
 
 
-def laid_out(weight: Float[Tensor, "outputs inputs"]) -> Product:
-    """The product with a copy of the weight, which on a CPU lies as oneDNN reads it fastest.
+def rounded(weight: Float[Tensor, "outputs inputs"]) -> Matrix:
+    """The weight in int8, of which a processor reads a quarter of what it reads of float32.
 
-    For a few rows at a time that is up to twice as fast in float32 and half as much again in bfloat16.
-    """
-    weight = weight.detach()
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16) or not _onednn():
-        return partial(functional.linear, weight=weight.clone())
-    return partial(_by_onednn, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None))
-
-
-def rounded(weight: Float[Tensor, "outputs inputs"]) -> Product:
-    """The product with the weight in int8, each output with a scale of its own; takes and gives bfloat16.
-
-    For a few rows at a time, when reading the weight is all the work, four times as fast as float32. Of a number of
-    inputs that PyTorch's kernel would read past the end of, the weight stays bfloat16.
+    Of a number of inputs that PyTorch's kernel would read past the end of, the weight becomes bfloat16 instead.
     """
     if weight.shape[1] % INT8_INPUTS:
-        return laid_out(weight.bfloat16())
-    scales = (weight.detach().float().abs().amax(dim=1) / 127).clamp(min=1e-12)
-    whole = (weight.detach().float() / scales[:, None]).round().to(torch.int8)
-    return partial(_by_int8, whole, scales.bfloat16())
-
-
-def _by_onednn(weight: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
-
-
-def _by_int8(weight: Tensor, scales: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), weight, scales).unflatten(0, x.shape[:-1])
+        return Matrix(weight.bfloat16())
+    scales = (weight.float().abs().amax(dim=1) / 127).clamp(min=1e-12)
+    return Matrix((weight.float() / scales[:, None]).round().to(torch.int8), scales.bfloat16())
 
 
 def _onednn() -> bool:

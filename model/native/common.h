@@ -40,5 +40,6 @@ inline float exponential(float x) {
 
 inline float read(const float* x, long i) { return x[i]; }
 inline float read(const bf16* x, long i) { return widen(x[i]); }
+inline float read(const int8_t* x, long i) { return x[i]; }
 inline void write(float* out, long i, float x) { out[i] = x; }
 inline void write(bf16* out, long i, float x) { out[i] = narrow(x); }

@@ -34,7 +34,7 @@ def test_branches_of_a_tree_are_read_as_if_each_were_alone():
 def test_other_dtypes_come_close():
     model, text = language_model(scale=1.0), tokens(2, 5)
     half = Decoding(pack(model, torch.bfloat16), rows=2, room=5).read(text)
-    assert half.dtype == torch.bfloat16
+    assert half.dtype == torch.float32
     torch.testing.assert_close(half[:, 0].float(), model(text)[:, -1], atol=0.02, rtol=0.05)
 
 
@@ -55,5 +55,5 @@ def test_rounded_weights_give_nearly_the_same_logits(dtype: torch.dtype, error: 
 
 
 def test_int8_holds_a_quarter_of_the_matrices():
-    product = pack(language_model(d_model=64), torch.int8).layers[0].down
-    assert product.args[0].dtype == torch.int8  # pyright: ignore[reportFunctionMemberAccess]
+    matrix = pack(language_model(d_model=64), torch.int8).layers[0].down
+    assert matrix.weight.dtype == torch.int8

@@ -195,9 +195,28 @@ def test_a_token_at_a_time_gets_the_logits_that_pytorch_gives(heads, window, dty
         return logits
 
     got = read()
-    assert {"attend_one", "gate_up"} <= RAN
+    assert {"read_few"} <= RAN
     monkeypatch.setattr(native, "ENABLED", False)
     torch.testing.assert_close(got, read(), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.int8])
+def test_what_a_token_gets_does_not_depend_on_those_read_with_it(dtype):
+    cfg = ModelConfig(vocab_size=53, d_model=80, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=72, seq_len=16)
+    model = LanguageModel(cfg)
+    initialize(model, 0)
+    packed = pack(model, dtype)
+    tokens = torch.randint(0, 53, (5, 9), generator=torch.Generator().manual_seed(0))
+
+    def read(rows: slice) -> torch.Tensor:
+        decoding = Decoding(packed, len(tokens[rows]), 9)
+        parts = (slice(0, 4), slice(4, 5), slice(5, 9))
+        return torch.cat([decoding.read(tokens[rows, part], last=part.stop - part.start) for part in parts], dim=1)
+
+    together = read(slice(None))
+    assert {"read_few"} == RAN
+    for row in range(5):
+        assert torch.equal(read(slice(row, row + 1)), together[row : row + 1])
 
 
 @multiplies_bf16
