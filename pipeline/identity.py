@@ -17,9 +17,12 @@ def knob(default: Any = MISSING, *, default_factory: Any = MISSING) -> Any:
     return field(default=default, default_factory=default_factory, metadata={"identity": False})
 
 
-def added(default: Any) -> Any:
-    """A field that came after the first release: it stays out of the key while it equals its birth value."""
-    return field(default=default, metadata={"birth": default})
+def added(default: Any, *, birth: Any = MISSING) -> Any:
+    """A field that came after the first release: it stays out of the key while it equals its birth value.
+
+    `birth`, where the default has changed since, is what did what was done before there was the field.
+    """
+    return field(default=default, metadata={"birth": default if birth is MISSING else birth})
 
 
 def is_knob(f: "Field[Any]") -> bool:

@@ -37,22 +37,34 @@ BEST = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig):
-    """How the classifier is trained."""
+    """How the classifier is trained. The defaults are what measured best on many tasks (benchmarks/RESULTS.md)."""
 
-    lr: Annotated[float, Gt(0), Le(1)] = 5e-4
+    lr: Annotated[float, Gt(0), Le(1)] = 1.4e-3
     """Peak learning rate of AdamW."""
-    head_lr: Annotated[float, Gt(0), Le(1)] | None = added(None)
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """adamw, or muon for the blocks' matrices with AdamW for the rest. ZeRO, which cuts matrices, needs adamw."""
+    muon_lr: Annotated[float, Gt(0), Le(1)] | None = 2.5e-3
+    """Peak learning rate of Muon; null is `lr`."""
+    head_lr: Annotated[float, Gt(0), Le(1)] | None = added(2e-2, birth=None)
     """Peak learning rate of the head, which begins with random weights; null is `lr`."""
-    epochs: Annotated[int, Ge(1)] = 3
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    """Decoupled weight decay of the blocks' matrices."""
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = "linear"
+    """Course of the learning rate after the warm-up."""
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.03
+    """Part of the steps in which the learning rate rises."""
+    floor: Annotated[float, Ge(0), Le(1)] = 0.0
+    """The last learning rate over the peak."""
+    epochs: Annotated[int, Ge(1)] = 4
     """Passes over the training texts, at most, unless `min_steps` asks for more."""
-    min_steps: Annotated[int, Ge(0)] = added(0)
+    min_steps: Annotated[int, Ge(0)] = added(720, birth=0)
     """Optimizer steps that training is planned for at least: few texts are passed over more often than `epochs`."""
     patience: Annotated[int, Ge(1)] = 2
     """Stop after this many epochs without a better one on the validation texts; the best epoch is kept."""
-    metric_for_best_model: Literal["macro_f1", "accuracy", "log_loss"] = added("macro_f1")
+    metric_for_best_model: Literal["macro_f1", "accuracy", "log_loss"] = added("log_loss", birth="macro_f1")
     """What makes an epoch the best. With few validation texts of some class macro_f1 is mostly chance; log_loss, of
     the probabilities as they are calibrated, is the steadiest."""
-    batch_size: Annotated[int, Ge(1)] = 32
+    batch_size: Annotated[int, Ge(1)] = 64
     """Texts, or windows of long texts, in one optimizer step, all workers together."""
     method: Literal["full", "lora", "head"] = "full"
     """Train every weight; low-rank adapters of the blocks and the head; or the head alone over a frozen body."""
@@ -60,7 +72,7 @@ class FinetuneConfig(TrainingConfig):
     """Inner width of each adapter of method lora."""
     lora_alpha: Annotated[float, Gt(0)] = added(16.0)
     """What an adapter adds is scaled by this over its rank."""
-    pooling: Literal["last", "first", "mean", "attention"] = "last"
+    pooling: Literal["last", "first", "mean", "attention"] = "mean"
     """How a text becomes one vector: a token's, the mean, or a learned weighing. A stock Llama export needs last."""
     bidirectional: bool = added(False)
     """Let each token see the whole text, also in a body pretrained from left to right. It has no stock Llama export."""
@@ -74,8 +86,9 @@ class FinetuneConfig(TrainingConfig):
     """Dropout while fine-tuning."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the target that is spread evenly over all labels; with multi_label, over a label and its absence."""
-    class_weights: Literal["none", "balanced"] = added("none")
-    """balanced: each class counts alike, however many texts it has; with multi_label, as much as its absence."""
+    class_weights: Literal["auto", "none", "balanced"] = added("auto", birth="none")
+    """balanced: each class counts alike, however many texts it has; with multi_label, as much as its absence, which
+    makes rare classes likelier than they are. auto: balanced where a text has one class."""
     r_drop: Annotated[float, Ge(0)] = added(0.0)
     """Weight of the difference between two passes with different dropout (R-Drop), which takes twice the time."""
     layer_lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -83,7 +96,7 @@ class FinetuneConfig(TrainingConfig):
     unfreeze: Annotated[float, Ge(0), Lt(1)] = added(0.0)
     """Part of training after which all layers learn: each begins later than the one above it (gradual unfreezing)."""
 
-    average: Annotated[float, Ge(0), Lt(1)] = added(0.0)
+    average: Annotated[float, Ge(0), Lt(1)] = added(0.25, birth=0.0)
     """Share of the steps so far, about, over which the weights are averaged: the running mean, not the last weights, is
     what is validated and kept (arXiv:1212.1824). 0 takes the last."""
 
@@ -222,7 +235,8 @@ class Finetune(Stage[ClassifierFiles]):
     def _objective(self, sampling: LabelledSampling) -> Callable[..., Any]:
         cfg, targets = self.config, sampling.targets
         loss = multi_label.loss if is_multi_label(targets) else classification.loss
-        weights = balanced_weights(targets, sampling.weights) if cfg.class_weights == "balanced" else None
+        wanted = ("balanced",) if is_multi_label(targets) else ("balanced", "auto")
+        weights = balanced_weights(targets, sampling.weights) if cfg.class_weights in wanted else None
         return partial(loss, label_smoothing=cfg.label_smoothing, class_weights=weights, r_drop=cfg.r_drop)
 
     def _fit(self, ctx: RankContext, training: TrainingRun, sampling: LabelledSampling, exam: "Exam") -> None:

@@ -25,6 +25,7 @@ from pipeline.ledger import check
 from pipeline.stages.shards import TokenShards
 from pipeline.store import Store
 from pipeline.tracking import read_journal, read_progress
+from tests.pipeline.recipes import SIMPLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -38,7 +39,14 @@ PRETRAIN = {
     "validate_every": 20,
     "samples": 1,
 }
-FINETUNE = {"lr": 1e-3, "precision": "fp32", "epochs": 2, "batch_size": 8, "checkpoint_seconds": 0.5, "zero_stage": 1}
+FINETUNE = SIMPLE | {
+    "lr": 1e-3,
+    "precision": "fp32",
+    "epochs": 2,
+    "batch_size": 8,
+    "checkpoint_seconds": 0.5,
+    "zero_stage": 1,
+}
 CONFIG = {
     "name": "nodes",
     "corpus": {"path": str(ROOT / "data/smoke/corpus.txt")},

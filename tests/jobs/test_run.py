@@ -210,7 +210,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path, arguments: lis
 
 def test_explain_gives_type_default_range_and_meaning(tmp_path: Path):
     text = gristmill(tmp_path, "config", "explain", "finetune.lr").stdout
-    assert text.startswith("finetune.lr: number > 0, <= 1, default 0.0005")
+    assert text.startswith("finetune.lr: number > 0, <= 1, default 0.0014")
     assert "Peak learning rate" in text
 
 

@@ -13,6 +13,7 @@ from pipeline.identity import fingerprint
 from pipeline.stages.finetune import FinetuneConfig
 from pipeline.stages.pretrain import PretrainConfig
 from pipeline.training import TrainingConfig
+from tests.pipeline.recipes import SIMPLE
 
 CONFIG = PretrainConfig(steps=1, precision="bf16", zero_stage=2)
 
@@ -51,7 +52,7 @@ AUTO = {
 }
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, precision="fp32", zero_stage=1), FinetuneConfig()])
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, precision="fp32", zero_stage=1), FinetuneConfig(**SIMPLE)])
 def test_auto_is_the_field_or_else_deepspeed_s_default(tmp_path: Path, config: TrainingConfig):
     assert passed(tmp_path, AUTO, config) == {"zero_optimization": {"overlap_comm": True}}
 
@@ -69,10 +70,8 @@ def test_what_agrees_with_the_fields_is_taken(tmp_path: Path):
         "data_types": {"grad_accum_dtype": "fp32"},
         "curriculum_learning": {"enabled": False, "curriculum_type": "seqlen"},
     }
-    config = FinetuneConfig(
-        zero_stage=3, offload="all", precision="bf16", lr=2e-4, beta2=0.99, weight_decay=0.0, grad_clip=0.5,
-        batch_size=64, micro_batch_size=8,
-    )  # fmt: skip
+    own = {"lr": 2e-4, "beta2": 0.99, "weight_decay": 0.0, "grad_clip": 0.5, "batch_size": 64, "micro_batch_size": 8}
+    config = FinetuneConfig(zero_stage=3, offload="all", precision="bf16", **(SIMPLE | own))
     rest = {name: agreed[name] for name in ("data_types", "curriculum_learning")}
     assert passed(tmp_path, agreed, config) == rest
 

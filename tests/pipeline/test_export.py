@@ -30,6 +30,7 @@ from pipeline.stages.tokenizer import TokenizerStage
 from pipeline.store import Store
 from pipeline.weights import ClassifierFiles, LoadedClassifier
 from tests.pipeline.data_stages import corpus_of, made
+from tests.pipeline.recipes import SIMPLE
 from tests.pipeline.toy_classifier import RandomClassifier, evaluate_of, labels_of
 
 TEXTS = ["apple", "iron zinc and tin", "one two three four one two three four one two", "<|eos|> pear"]
@@ -252,7 +253,9 @@ def test_what_has_no_stock_form_is_refused_before_anything_is_trained_or_becomes
     cfg = ModelConfig(
         vocab_size=300, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=32, seq_len=24, **shape
     )  # fmt: skip
-    classifier = Finetune(config=FinetuneConfig(**changes), model=cfg, base=None, tokenizer=tokenizer, labels=labels)
+    classifier = Finetune(
+        config=FinetuneConfig(**(SIMPLE | changes)), model=cfg, base=None, tokenizer=tokenizer, labels=labels
+    )
     for formats in (("hf",), ("auto", "gguf")):
         with pytest.raises(UsageError, match=message):
             Export(config=ExportConfig(formats=formats), classifier=classifier, labels=labels, evaluation=evaluation)

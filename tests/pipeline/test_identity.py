@@ -112,3 +112,14 @@ def test_a_mutable_default_is_not_shared():
         other: list = field(default_factory=list)
 
     assert WithKnob().items is not WithKnob().items
+
+
+@dataclass(frozen=True)
+class Changed:
+    lr: float = 0.1
+    later: str = added("better", birth="as before")
+
+
+def test_a_later_field_whose_default_has_changed_keeps_the_keys_of_what_names_a_value():
+    assert canonical(Changed(later="as before")) == {"lr": 0.1}
+    assert canonical(Changed()) == canonical(Changed(later="better")) == {"lr": 0.1, "later": "better"}

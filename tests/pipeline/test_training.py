@@ -38,6 +38,7 @@ from pipeline.store import Store
 from pipeline.tracking import Silent, read_journal
 from pipeline.train import StepReport, train
 from pipeline.training import TrainingConfig
+from tests.pipeline.recipes import SIMPLE
 from tests.pipeline.test_batches import ToyStream, sampling
 
 MODEL = ModelConfig(vocab_size=320, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, seq_len=16, dropout=0.1)
@@ -65,7 +66,7 @@ def pretraining(**changes: object) -> Pretrain:
 
 def finetuning(base: Pretrain | None, **changes: object) -> Finetune:
     labels = LabelsStage(config=LabelsConfig(path="data/smoke/labels.jsonl", split=(0.7, 0.1, 0.2)))
-    settings = {"epochs": 2, "batch_size": 32, **TRAINING, **changes}
+    settings = {**SIMPLE, "epochs": 2, **TRAINING, **changes}
     tokenizer = pretraining().tokenizer
     return Finetune(config=FinetuneConfig(**settings), model=MODEL, base=base, tokenizer=tokenizer, labels=labels)
 

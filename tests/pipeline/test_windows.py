@@ -31,6 +31,7 @@ from pipeline.store import Store
 from pipeline.tracking import read_journal
 from pipeline.weights import ClassifierFiles, LoadedClassifier
 from pipeline.windows import ONE_WINDOW, Windows, loss_weights, mean_over_windows
+from tests.pipeline.recipes import SIMPLE
 from tests.pipeline.toy_export import classifier_folder
 
 BOS, EOS = 900, 901
@@ -207,7 +208,7 @@ def finetuning(folder: Path, **changes: object) -> Finetune:
     shape = ModelConfig(vocab_size=300, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=48, seq_len=16)
     settings = {"lr": 1e-2, "precision": "fp32", "epochs": 6, "patience": 6, "batch_size": 16, "pooling": "mean"}
     return Finetune(
-        config=FinetuneConfig(**(settings | changes)),
+        config=FinetuneConfig(**(SIMPLE | settings | changes)),
         model=shape,
         base=None,
         tokenizer=TokenizerStage(config=TokenizerConfig(vocab_size=300), corpus=corpus),

@@ -14,6 +14,7 @@ from pipeline.stages.export import Export, ExportConfig
 from pipeline.stages.finetune import Finetune, FinetuneConfig
 from pipeline.stages.labels import LabelsConfig, LabelsStage
 from pipeline.stages.tokenizer import TokenizerStage
+from tests.pipeline.recipes import SIMPLE
 
 CLASSES = {
     "<i>metal": "iron zinc tin lead",
@@ -65,7 +66,7 @@ def toy(folder: Path, *, rows: int = 400, formats: tuple[str, ...] = ("hf",), **
     tokenizer = TokenizerStage(config=TokenizerConfig(vocab_size=330), corpus=corpus)
     model = ModelConfig(vocab_size=330, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=64, seq_len=32)
     settings = {"lr": 1e-2, "epochs": 12, "batch_size": 16, "precision": "fp32", "dropout": 0.0, "log_every": 1}
-    config = FinetuneConfig(**(settings | finetune))
+    config = FinetuneConfig(**(SIMPLE | settings | finetune))
     tuned = Finetune(config=config, model=model, base=None, tokenizer=tokenizer, labels=labels)
     other = Finetune(config=config, model=model, base=None, tokenizer=tokenizer, labels=labels, seed=1, label="seed-1")
     scores = Evaluate(
