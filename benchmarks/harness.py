@@ -55,11 +55,16 @@ class Slice:
 
 @dataclass(frozen=True)
 class Measured:
-    """All turns of a contender, and the most memory that its process held, in MiB."""
+    """All turns of a contender, and the most memory that each of its processes held, in MiB, the largest first."""
 
     name: str
     slices: Sequence[Slice]
-    peak_mib: float
+    peaks_mib: Sequence[float]
+
+    @property
+    def peak_mib(self) -> float:
+        """Of all processes: what they share counts more than once."""
+        return sum(self.peaks_mib)
 
     @property
     def rate(self) -> float:
@@ -113,9 +118,9 @@ class Running:
         self._process = subprocess.Popen(
             command, env={**os.environ, **contender.env}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._peak_mib = 0.0
+        self._peaks_mib: Sequence[float] = ()
 
-    def wait(self) -> dict[str, float]:
+    def wait(self) -> dict[str, Any]:
         """What it says at the end of a turn. Raises RuntimeError where it died instead."""
         line = _stream(self._process.stdout).readline()
         if not line:
@@ -127,12 +132,12 @@ class Running:
         pipe.write("go\n")
         pipe.flush()
         said = self.wait()
-        self._peak_mib = said.pop("peak_mib")
+        self._peaks_mib = said.pop("peaks_mib")
         if counts:
             self._slices.append(Slice(**said))
 
     def measured(self) -> Measured:
-        return Measured(self.contender.name, self._slices, self._peak_mib)
+        return Measured(self.contender.name, self._slices, self._peaks_mib)
 
     def end(self) -> None:
         _stream(self._process.stdin).close()
@@ -158,7 +163,7 @@ class Turns:
         seconds, cpu_seconds = time.perf_counter(), _cpu_seconds()
         if self._began is not None:
             seconds, cpu_seconds = seconds - self._began[0], cpu_seconds - self._began[1]
-        said = {"units": units, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": _peak_mib()}
+        said = {"units": units, "seconds": seconds, "cpu_seconds": cpu_seconds, "peaks_mib": _peaks_mib()}
         print(json.dumps(said), file=self._out, flush=True)
         if not sys.stdin.readline():
             os._exit(0)  # other people's loops have no way out for us
@@ -180,9 +185,9 @@ def _cpu_seconds() -> float:
     return used
 
 
-def _peak_mib() -> float:
-    """The peaks of this process and all below it, added: what they share counts more than once."""
-    return sum(_high_water(process.pid) for process in _processes())
+def _peaks_mib() -> list[float]:
+    """Of this process and all below it that have not ended."""
+    return sorted((_high_water(process.pid) for process in _processes()), reverse=True)
 
 
 def _high_water(pid: int) -> float:
