@@ -3,8 +3,10 @@
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 from annotated_types import Ge, Le
@@ -72,15 +74,18 @@ Texts = Callable[[], Iterable[str]]
 
 
 def learn(texts: Texts, config: TokenizerConfig, work: Path, threads: int) -> tuple[Tokenizer, str]:
-    """The tokenizer that `tokenizers` would train, and the engine that did. `work` is a folder for a scratch file."""
+    """The tokenizer that `tokenizers` would train, and the engine that did. `work` is a folder for scratch files."""
     if importlib.util.find_spec(FAST) is None:
         log.info(
             "%s learns the vocabulary: %s is not installed; `pip install gristmill[fast]` adds it", REFERENCE, FAST
         )
         return by_reference(texts(), config), REFERENCE
     try:
-        _judge(list(_first_chars(texts(), JUDGED_CHARS)), config, work, threads)
-        return by_fast(texts(), config, work, threads), FAST
+        with ThreadPoolExecutor(1) as aside:  # one of the two leaves cores idle while the other is at work
+            verdict = aside.submit(_judge, list(_first_chars(texts(), JUDGED_CHARS)), config, work, threads)
+            found = by_fast(texts(), config, work, threads)
+            verdict.result()
+        return found, FAST
     except Unsuited as reason:
         log.warning("%s learns the vocabulary: %s", REFERENCE, reason)
         return by_reference(texts(), config), REFERENCE
@@ -118,23 +123,20 @@ def by_fast(texts: Iterable[str], config: TokenizerConfig, work: Path, threads: 
     """By gigabpe, out of a file with a text a line, each as the pre-tokenizer is to see it. Raises Unsuited."""
     from gigabpe import train_bpe  # pyright: ignore[reportAttributeAccessIssue]
 
-    file = work / "texts.txt"
-    try:
-        with file.open("w", encoding="utf-8", newline="") as out:
-            for text in texts:
-                if STANDS_FOR_IT in text or END[1] in text:
-                    raise Unsuited("a text holds a vertical tab or a NUL")
-                out.write(prepared(config.lowercase, True, text).replace(NEWLINE, STANDS_FOR_IT) + END)
+    with NamedTemporaryFile("w", dir=work, suffix=".txt", encoding="utf-8", newline="") as out:
+        for text in texts:
+            if STANDS_FOR_IT in text or END[1] in text:
+                raise Unsuited("a text holds a vertical tab or a NUL")
+            out.write(prepared(config.lowercase, True, text).replace(NEWLINE, STANDS_FOR_IT) + END)
+        out.flush()
         _, merges = train_bpe(
-            [str(file)],
+            [out.name],
             config.vocab_size + 1,
             special_tokens=SPECIAL_TOKENS,
             min_frequency=config.min_frequency,
             pretokenizer="bytelevel",
             threads=threads,
         )
-    finally:
-        file.unlink(missing_ok=True)
     pairs = [(left.translate(_BACK), right.translate(_BACK)) for left, right in merges]
     vocab, kept = _vocabulary(pairs, config.vocab_size)
     tokenizer = blank_tokenizer(lowercase=config.lowercase)
