@@ -61,27 +61,31 @@ inline uint32_t mixed(uint32_t x) {
     return x ^ (x >> 16);
 }
 
-// What becomes of element i of a row whose bits begin at `lane`: zero, or scaled.
+// Which elements are dropped: those whose bits, of the row that begins at `lane`, are below the threshold.
 struct Dropout {
     const int64_t* places;  // of each row, where its bits begin; null keeps all
     int32_t threshold;
     float scale;
 
     uint32_t lane(long row, long position) const {
-        return places ? uint32_t(mixed(uint64_t(places[row]) + uint64_t(position) * 0x9E3779B97F4A7C15u) >> 32) : 0;
-    }
-    float of(float x, uint32_t lane, long i) const {
-        return int32_t(mixed(lane + uint32_t(i) * 0x9E3779B9u)) >= threshold ? x * scale : 0.0f;
+        return uint32_t(mixed(uint64_t(places[row]) + uint64_t(position) * 0x9E3779B97F4A7C15u) >> 32);
     }
 };
+
+inline float dropped(float x, uint32_t lane, uint32_t i, int32_t threshold, float scale) {
+    return int32_t(mixed(lane + i * 0x9E3779B9u)) >= threshold ? x * scale : 0.0f;
+}
 
 template <typename From, typename To>
 void zero_some(const From* x, To* out, Dropout dropout, long rows, long seq, long width, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (long at = 0; at < rows * seq; at++) {
         const uint32_t lane = dropout.lane(at / seq, at % seq);
+        const int32_t threshold = dropout.threshold;  // what is read through a pointer keeps a loop from being vectorised
+        const float scale = dropout.scale;
 #pragma omp simd
-        for (long i = 0; i < width; i++) write(out + at * width, i, dropout.of(read(x + at * width, i), lane, i));
+        for (long i = 0; i < width; i++)
+            write(out + at * width, i, dropped(read(x + at * width, i), lane, uint32_t(i), threshold, scale));
     }
 }
 
@@ -94,8 +98,11 @@ void add_some(const float* x, const T* branch, float* out, Dropout dropout, long
         float* to = out + at * width;
         if (dropout.places) {
             const uint32_t lane = dropout.lane(at / seq, at % seq);
+            const int32_t threshold = dropout.threshold;
+            const float scale = dropout.scale;
 #pragma omp simd
-            for (long i = 0; i < width; i++) to[i] = from[i] + dropout.of(read(more, i), lane, i);
+            for (long i = 0; i < width; i++)
+                to[i] = from[i] + dropped(read(more, i), lane, uint32_t(i), threshold, scale);
         } else {
 #pragma omp simd
             for (long i = 0; i < width; i++) to[i] = from[i] + read(more, i);
