@@ -128,9 +128,9 @@ class Decoding:
     def _read(self, tokens: Tokens, turns: Tensor, here: slice, forbidden: Forbidden | None, last: int) -> Tensor:
         cfg, x = self._packed.cfg, embedding(tokens, self._packed.embed)
         with torch.autocast(tokens.device.type, enabled=False):  # the weights say what is computed in
-            for layer, kept in zip(self._packed.layers, self._kept, strict=True):
+            for layer, (keys, values) in zip(self._packed.layers, self._kept, strict=True):
                 qkv = layer.qkv(_normed(x, cfg)).unflatten(-1, (-1, cfg.head_dim))
-                x = x + layer.out(_attend(qkv, turns, forbidden, *kept, here))
+                x = x + layer.out(_attend(qkv, turns, forbidden, keys, values, here))
                 gate, up = layer.gate_up(_normed(x, cfg)).chunk(2, dim=-1)
                 x = x + layer.down(silu(gate) * up)
             return self._packed.head(_normed(x[:, -last:], cfg)).to(torch.promote_types(x.dtype, torch.float32))
