@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from annotated_types import Ge, Le
@@ -93,7 +93,9 @@ def learn(texts: Texts, config: TokenizerConfig, work: Path, threads: int) -> tu
 
 def _judge(texts: Sequence[str], config: TokenizerConfig, work: Path, threads: int) -> None:
     small = replace(config, vocab_size=min(config.vocab_size, JUDGED_VOCAB))
-    if by_reference(texts, small).to_str() != by_fast(texts, small, work, threads).to_str():
+    with TemporaryDirectory(dir=work) as place:  # `work` itself holds the file of all texts meanwhile
+        found = by_fast(texts, small, Path(place), threads)
+    if by_reference(texts, small).to_str() != found.to_str():
         raise Unsuited(f"{FAST} gives other merges for the first texts")
 
 
@@ -123,20 +125,23 @@ def by_fast(texts: Iterable[str], config: TokenizerConfig, work: Path, threads: 
     """By gigabpe, out of a file with a text a line, each as the pre-tokenizer is to see it. Raises Unsuited."""
     from gigabpe import train_bpe  # pyright: ignore[reportAttributeAccessIssue]
 
-    with NamedTemporaryFile("w", dir=work, suffix=".txt", encoding="utf-8", newline="") as out:
-        for text in texts:
-            if STANDS_FOR_IT in text or END[1] in text:
-                raise Unsuited("a text holds a vertical tab or a NUL")
-            out.write(prepared(config.lowercase, True, text).replace(NEWLINE, STANDS_FOR_IT) + END)
-        out.flush()
+    file = work / "texts.txt"
+    try:
+        with file.open("w", encoding="utf-8", newline="") as out:
+            for text in texts:
+                if STANDS_FOR_IT in text or END[1] in text:
+                    raise Unsuited("a text holds a vertical tab or a NUL")
+                out.write(prepared(config.lowercase, True, text).replace(NEWLINE, STANDS_FOR_IT) + END)
         _, merges = train_bpe(
-            [out.name],
+            [str(file)],
             config.vocab_size + 1,
             special_tokens=SPECIAL_TOKENS,
             min_frequency=config.min_frequency,
             pretokenizer="bytelevel",
             threads=threads,
         )
+    finally:
+        file.unlink(missing_ok=True)
     pairs = [(left.translate(_BACK), right.translate(_BACK)) for left, right in merges]
     vocab, kept = _vocabulary(pairs, config.vocab_size)
     tokenizer = blank_tokenizer(lowercase=config.lowercase)

@@ -37,7 +37,9 @@ BEST = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig):
-    """How the classifier is trained. The defaults are what measured best on many tasks (benchmarks/RESULTS.md)."""
+    """How the classifier is trained. The defaults are the recipe of configs/english.yaml but for `bidirectional` and
+    `windows`; it was chosen by measurements on several tasks (benchmarks/RESULTS.md).
+    """
 
     lr: Annotated[float, Gt(0), Le(1)] = 1.4e-3
     """Peak learning rate of AdamW."""
@@ -235,8 +237,8 @@ class Finetune(Stage[ClassifierFiles]):
     def _objective(self, sampling: LabelledSampling) -> Callable[..., Any]:
         cfg, targets = self.config, sampling.targets
         loss = multi_label.loss if is_multi_label(targets) else classification.loss
-        wanted = ("balanced",) if is_multi_label(targets) else ("balanced", "auto")
-        weights = balanced_weights(targets, sampling.weights) if cfg.class_weights in wanted else None
+        balanced = weighs_classes(cfg.class_weights, multi_label=is_multi_label(targets))
+        weights = balanced_weights(targets, sampling.weights) if balanced else None
         return partial(loss, label_smoothing=cfg.label_smoothing, class_weights=weights, r_drop=cfg.r_drop)
 
     def _fit(self, ctx: RankContext, training: TrainingRun, sampling: LabelledSampling, exam: "Exam") -> None:
@@ -281,6 +283,11 @@ class Exam:
         )
         table = engine.sum(torch.from_numpy(engine.forward(share)).to(engine.device)).cpu().numpy()
         return metrics.validated(self.targets, table)
+
+
+def weighs_classes(class_weights: str, *, multi_label: bool) -> bool:
+    """Whether classes are to count alike; with `auto` not where a text may have several."""
+    return class_weights == "balanced" or (class_weights == "auto" and not multi_label)
 
 
 def balanced_weights(targets: Targets, weights: np.ndarray | None = None) -> torch.Tensor:

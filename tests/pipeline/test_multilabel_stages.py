@@ -16,7 +16,7 @@ from pipeline import export, metrics
 from pipeline.classify import probabilities
 from pipeline.publish import digests
 from pipeline.runner import Built
-from pipeline.stages.finetune import balanced_weights
+from pipeline.stages.finetune import balanced_weights, weighs_classes
 from pipeline.store import Store
 from pipeline.targets import encode
 from pipeline.tracking import read_journal
@@ -178,6 +178,14 @@ def test_the_card_says_what_it_answers(exported: Path):
 def test_balanced_weights_make_a_class_and_its_absence_weigh_the_same():
     targets = np.array([[1, 1], [0, 1], [0, 1], [0, 1]])
     torch.testing.assert_close(balanced_weights(targets), torch.tensor([3.0, 0.25]))
+
+
+@pytest.mark.parametrize(
+    ("choice", "one", "several"), [("auto", True, False), ("none", False, False), ("balanced", True, True)]
+)
+def test_classes_count_alike_by_default_where_a_text_has_one(choice: str, one: bool, several: bool):
+    assert weighs_classes(choice, multi_label=False) is one
+    assert weighs_classes(choice, multi_label=True) is several
 
 
 def test_balanced_weights_smoothing_r_drop_and_adapters_train_too(tmp_path: Path, home: Path):
