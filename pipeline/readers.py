@@ -59,16 +59,16 @@ def _text_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator
         needed = ", ".join(columns)
         raise DataError(f"{source.path}: plain text has no columns, but {needed} are needed. Give jsonl or csv")
     with open_bytes(source, how.on_read) as stream:
-        for line, data in _pieces(stream, how):
+        for line, data in _pieces(stream, source, how):
             text = decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
             yield Row(line, (text if how.whole_files else text.rstrip("\r\n"),))
 
 
-def _pieces(stream: IO[bytes], how: Reading) -> Iterator[tuple[int, bytes]]:
+def _pieces(stream: IO[bytes], source: Source, how: Reading) -> Iterator[tuple[int, bytes]]:
     read = stream.read if how.whole_files else stream.readline
     line, rest = 1, b""
     while data := rest + read(MAX_PIECE_BYTES - len(rest)):
-        data = data.removeprefix(_BOM) if line == 1 and not rest else data
+        data = data.removeprefix(_BOM) if line == 1 and not rest and source.is_from_start else data
         whole = len(data) < MAX_PIECE_BYTES - len(_BOM) or (not how.whole_files and data.endswith(b"\n"))
         stop = len(data) if whole else _last_break(data)
         how.counts["cut"] += not whole
@@ -93,21 +93,24 @@ def lines(stream: IO[bytes], source: Source, how: Reading) -> Iterator[tuple[int
         if len(data) == MAX_LINE_BYTES:
             size = f"{MAX_LINE_BYTES >> 20} MiB"
             raise DataError(f"{source.path}:{line}: a line of {size} or more. Break it into records")
-        data = data.removeprefix(_BOM) if line == 1 else data
+        data = data.removeprefix(_BOM) if line == 1 and source.is_from_start else data
         yield line, decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
 
 
 def _json_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
     with open_bytes(source, how.on_read) as stream:
         for line, text in lines(stream, source, how):
-            if text.strip():
+            if not text.isspace():
                 yield Row(line, _json_values(text, columns, f"{source.path}:{line}"))
 
 
 def _json_values(text: str, columns: Sequence[str], where: str) -> tuple[Any, ...]:
     record = json_record(text, where)
-    check_columns(where, list(record), columns)
-    return tuple(record[name] for name in columns)
+    try:
+        return tuple([record[name] for name in columns])
+    except KeyError:
+        check_columns(where, list(record), columns)
+        raise
 
 
 def json_record(text: str, where: str) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Source:
     path: Path
     kind: str
     compression: str = ""
+    span: tuple[int, int] | None = None
+    """The bytes to read, where they are not all: from the start of a line to the end of one."""
 
     @property
     def files(self) -> list[Path]:
@@ -31,7 +33,14 @@ class Source:
         return sorted(p for p in self.path.iterdir() if p.is_file()) if self.kind == SAVED_DATASET else [self.path]
 
     @property
+    def is_from_start(self) -> bool:
+        """Whether its first line is the first of a file."""
+        return self.span is None or self.span[0] == 0
+
+    @property
     def n_bytes(self) -> int:
+        if self.span is not None:
+            return self.span[1] - self.span[0]
         return sum(file.stat().st_size for file in self.files)
 
 

@@ -1,7 +1,7 @@
 """The one abstraction of the pipeline: a stage is a frozen recipe that turns input artifacts into one artifact."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeGuard, TypeVar
@@ -13,6 +13,9 @@ from pipeline.tracking import Silent, Tracker
 A = TypeVar("A")
 T = TypeVar("T")
 R = TypeVar("R")
+
+WAVE = 32
+"""Items of a map between two reports of progress, at least."""
 
 
 class Map(Protocol):
@@ -89,6 +92,16 @@ class Context(RankContext):
             self.gang(function, self)
         finally:  # they may have kept the journal on another machine
             self.store.pull_journal(self.kind, self.key)
+
+    def map_in_waves(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> list[R]:
+        """`map`, which tells how far it is after every wave of items."""
+        wave = max(WAVE, -(-len(items) // 16))
+        results: list[R] = []
+        for first in range(0, len(items), wave):
+            self.tracker.progress(first, len(items), doing)
+            results += self.map(function, items[first : first + wave])
+        self.tracker.progress(len(items), len(items), doing)
+        return results
 
     def dataset(self, stage: "Stage[Any]", split: str) -> dict[str, str]:
         """An input as experiment trackers list datasets: `{"name", "source", "digest", "context"}`, for `notes`."""

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,14 +21,18 @@ ZSTD_CHUNK_BYTES = 1 << 12
 
 
 class _Metered(io.FileIO):
-    """A file that tells how many bytes were read of it."""
+    """A file, or a span of its bytes, that tells how many were read of it."""
 
-    def __init__(self, path: Path, on_read: Callable[[int], None]) -> None:
-        super().__init__(path)
+    def __init__(self, source: Source, on_read: Callable[[int], None]) -> None:
+        super().__init__(source.path)
+        start, stop = source.span or (0, sys.maxsize)
+        self.seek(start)
+        self._left = stop - start
         self._on_read = on_read
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        count = super().readinto(buffer) or 0
+        count = super().readinto(buffer[: self._left]) or 0
+        self._left -= count
         self._on_read(count)
         return count
 
@@ -78,8 +83,11 @@ def readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_bytes(source: Source, on_read: Callable[[int], None]) -> Iterator[IO[bytes]]:
-    """The decompressed bytes of a file. `on_read` gets the number of bytes read from disk, as reading goes on."""
-    with readable(source.path), io.BufferedReader(_Metered(source.path, on_read), BUFFER_BYTES) as raw:
+    """The decompressed bytes of a file, or those of its span.
+
+    `on_read` gets the number of bytes read from disk, as reading goes on.
+    """
+    with readable(source.path), io.BufferedReader(_Metered(source, on_read), BUFFER_BYTES) as raw:
         if source.compression and not source.path.stat().st_size:
             raise EOFError("it has 0 bytes")
         yield _decompressed(raw, source.compression)  # pyright: ignore[reportArgumentType]  # a reader of a raw file

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 from blake3 import blake3
 from tokenizers import pre_tokenizers
 
@@ -51,15 +52,33 @@ def normalise(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def cut(text: str, limit: int = MAX_DOCUMENT_CHARS) -> Iterator[str]:
+def cut(text: str, limit: int = MAX_DOCUMENT_CHARS) -> list[str]:
     """A text in pieces of at most `limit` characters, cut after a space where there is one in the second half."""
+    return list(_pieces(text, limit)) if len(text) > limit else [text]
+
+
+def _pieces(text: str, limit: int) -> Iterator[str]:
     start = 0
     while len(text) - start > limit:
         space = max(text.rfind(" ", start, start + limit), text.rfind("\n", start, start + limit)) + 1
         stop = space if space > start + limit // 2 else start + limit
         yield text[start:stop]
         start = stop
-    yield text[start:] if start else text
+    yield text[start:]
+
+
+def batches(texts: Iterable[str], chars: int) -> Iterator[list[str]]:
+    """Texts in order, in lists of at most so many characters, or of one text."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if size + len(text) > chars and batch:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
 
 
 def split_long_words(text: str, max_bytes: int) -> tuple[str, int]:
@@ -78,6 +97,22 @@ def split_long_words(text: str, max_bytes: int) -> tuple[str, int]:
                 pieces += [text[end:start], _break(word, max_bytes)]
                 found, end = found + 1, stop
     return "".join([*pieces, text[end:]]) if found else text, found
+
+
+def split_long_words_of(texts: list[str], max_bytes: int) -> tuple[list[str], int]:
+    """As `split_long_words`, for each of some texts. They are looked at all together, since few texts hold any."""
+    if not _may_hold_long_words("\n".join(texts), max_bytes // 4):
+        return texts, 0
+    split = [split_long_words(text, max_bytes) for text in texts]
+    return [text for text, _ in split], sum(found for _, found in split)
+
+
+def _may_hold_long_words(text: str, chars: int) -> bool:
+    """False where `_suspects` finds nothing; the bytes of a word count here, of which it has as many as characters."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    between = np.flatnonzero((data == ord(" ")) | (data == ord("\n")))
+    longest = np.diff(between, prepend=-1, append=len(data)).max() - 1
+    return bool(longest >= chars) or any(_long_runs(text, r"\s", chars, SPACES_SAMPLED))
 
 
 def _suspects(text: str, chars: int) -> list[tuple[int, int]]:

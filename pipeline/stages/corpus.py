@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +12,20 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from pipeline import sources
+from pipeline.chunks import Chunk, chunks
 from pipeline.errors import DataError
 from pipeline.identity import knob
 from pipeline.readers import Reading, read_rows, text_of
+from pipeline.sources import Source
 from pipeline.stage import Context, Stage
 from pipeline.tables import Seen, TextWriter, read_texts
-from pipeline.text import cut, normalise, split_long_words
+from pipeline.text import batches, cut, normalise, split_long_words_of
 
 PROGRESS_EVERY = 1000
+BATCH_CHARS = 1 << 20
+
+Progress = Callable[[int, int, str], None]
+"""Told how much is done, of how much, and in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +78,21 @@ class Corpus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything that cleaning a chunk of the raw text needs, in any process of this machine."""
+
+    config: CorpusConfig
+    chunk: Chunk
+    number: int
+    out: Path
+    work: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusStage(Stage[Corpus]):
     """Read the raw text once and keep it in one clean form."""
 
+    VERSION = 2
     config: CorpusConfig
 
     def sources(self) -> Mapping[str, str]:
@@ -82,15 +100,13 @@ class CorpusStage(Stage[Corpus]):
 
     def run(self, ctx: Context) -> None:
         digest = sources.digest(self.config.path)
-        counts: Counter[str] = Counter()
-        with TextWriter(ctx.out) as writer:
-            for text in self._documents(ctx, counts):
-                writer.add(text)
-                counts["documents"] += 1
+        counts = self._clean(ctx)
         sources.check_unchanged(self.config.path, digest)
-        if not writer.n_documents:
+        if not counts["documents"]:
             raise DataError(f"{Path(self.config.path).absolute()}: an empty corpus: {_summary(counts)}. Give some text")
-        record = _record(counts, writer)
+        for number, part in enumerate(sorted(ctx.out.glob("chunk-*.parquet"))):
+            part.rename(ctx.out / f"part-{number:05d}.parquet")
+        record = _record(counts)
         (ctx.out / "corpus.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         ctx.notes["metrics"] = _metrics(record)
         ctx.notes["headline"] = f"{record['documents']:,} documents, {record['bytes'] / 1e6:.1f} MB"
@@ -99,50 +115,78 @@ class CorpusStage(Stage[Corpus]):
     def load(self, path: Path) -> Corpus:
         return Corpus(path)
 
-    def _documents(self, ctx: Context, counts: "Counter[str]") -> Iterator[str]:
-        seen = Seen(ctx.work / "seen.sqlite") if self.config.dedupe else None
-        with closing(seen) if seen else nullcontext():
-            for text in self._texts(ctx, counts):
-                rule = self._dropped(text, seen)
-                if rule:
-                    counts[rule] += 1
-                    continue
-                text, long_words = split_long_words(text, self.config.max_word_bytes)
-                counts["long_words"] += long_words
-                yield text
+    def _clean(self, ctx: Context) -> "Counter[str]":
+        """All of the raw text, in tasks side by side where it can be cut, into `chunk-*.parquet`; what was counted."""
+        config, found = self.config, sources.find(self.config.path)
+        # the first of equal documents may be in any chunk
+        parts = [tuple(found)] if config.dedupe else chunks(found, by_line=config.document == "line")
+        tasks = [Task(config=config, chunk=c, number=i, out=ctx.out, work=ctx.work) for i, c in enumerate(parts)]
+        if len(tasks) == 1:
+            return clean(tasks[0], ctx.tracker.progress)
+        try:
+            return sum(ctx.map_in_waves(clean, tasks, "reading chunks of the corpus"), Counter())
+        except DataError:
+            for _ in _texts(config, found, Counter(), _silent):  # the first error of all, with its line in the file
+                pass
+            raise
 
-    def _texts(self, ctx: Context, counts: "Counter[str]") -> Iterator[str]:
-        found = sources.find(self.config.path)
-        total = sum(source.n_bytes for source in found)
-        how = Reading(
-            repair=self.config.invalid_utf8 == "repair",
-            whole_files=self.config.document == "file",
-            on_read=lambda count: counts.update(bytes_read=count),
-            counts=counts,
-        )
-        for source in found:
-            for row in read_rows(source, [self.config.text], how):
-                counts["read"] += 1
-                if counts["read"] % PROGRESS_EVERY == 0:
-                    ctx.tracker.progress(counts["bytes_read"], total, f"{counts['read']:,} documents")
-                pieces = list(cut(normalise(text_of(row, source, self.config.text))))
-                counts["cut"] += len(pieces) - 1
-                yield from pieces
-        ctx.tracker.progress(total, total, f"{counts['read']:,} documents")
 
-    def _dropped(self, text: str, seen: Seen | None) -> str:
-        """The rule by which a document is left out, or an empty string."""
+def _silent(done: int, total: int, text: str) -> None:
+    del done, total, text
+
+
+def clean(task: Task, progress: Progress = _silent) -> "Counter[str]":
+    """Write the documents of a chunk; how many of them, and of what else, there are."""
+    counts: Counter[str] = Counter()
+    seen = Seen(task.work / "seen.sqlite") if task.config.dedupe else None
+    with closing(seen) if seen else nullcontext(), TextWriter(task.out, f"chunk-{task.number:05d}") as writer:
+        kept = _kept(_texts(task.config, task.chunk, counts, progress), task.config, seen, counts)
+        for batch in batches(kept, BATCH_CHARS):
+            texts, long_words = split_long_words_of(batch, task.config.max_word_bytes)
+            counts["long_words"] += long_words
+            for text in texts:
+                writer.add(text)
+    counts.update(documents=writer.n_documents, bytes=writer.n_bytes, parts=writer.n_parts)
+    return counts
+
+
+def _texts(config: CorpusConfig, found: Sequence[Source], counts: "Counter[str]", progress: Progress) -> Iterator[str]:
+    """The texts of some sources in order, with the same line ends, and none too long."""
+    total = sum(source.n_bytes for source in found)
+    how = Reading(
+        repair=config.invalid_utf8 == "repair",
+        whole_files=config.document == "file",
+        on_read=lambda count: counts.update(bytes_read=count),
+        counts=counts,
+    )
+    for source in found:
+        for row in read_rows(source, [config.text], how):
+            counts["read"] += 1
+            if counts["read"] % PROGRESS_EVERY == 0:
+                progress(counts["bytes_read"], total, f"{counts['read']:,} documents")
+            pieces = cut(normalise(text_of(row, source, config.text)))
+            counts["cut"] += len(pieces) - 1
+            yield from pieces
+    progress(total, total, f"{counts['read']:,} documents")
+
+
+def _kept(texts: Iterable[str], config: CorpusConfig, seen: Seen | None, counts: "Counter[str]") -> Iterator[str]:
+    """The texts that no rule leaves out; `counts` goes up for the rule that does."""
+    for text in texts:
         length = len(text.strip())
-        if length < self.config.min_chars:
-            return "short" if length else "blank"
-        return "duplicate" if seen and not seen.add(text) else ""
+        if length < config.min_chars:
+            counts["short" if length else "blank"] += 1
+        elif seen and not seen.add(text):
+            counts["duplicate"] += 1
+        else:
+            yield text
 
 
-def _record(counts: "Counter[str]", writer: TextWriter) -> dict[str, Any]:
+def _record(counts: "Counter[str]") -> dict[str, Any]:
     return {
-        "documents": writer.n_documents,
-        "bytes": writer.n_bytes,
-        "parts": writer.n_parts,
+        "documents": counts["documents"],
+        "bytes": counts["bytes"],
+        "parts": counts["parts"],
         "documents_read": counts["read"],
         "dropped": {rule: counts[rule] for rule in ("blank", "short", "duplicate")},
         "cuts_in_long_documents": counts["cut"],

@@ -17,7 +17,7 @@ from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.corpus import Corpus
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.tables import n_groups, read_group
-from pipeline.text import unit_hash
+from pipeline.text import batches, unit_hash
 from pipeline.token_stream import TokenStream
 
 __all__ = ["ShardsConfig", "ShardsStage", "Split", "TokenShards", "TokenStream"]
@@ -27,8 +27,6 @@ SPLITS: tuple[Split, Split] = ("train", "validation")
 BATCH_CHARS = 1 << 20
 SHARDS_AIMED_AT = 64
 """How many shards a corpus of middling size is spread over; more cores than that find work only in a larger one."""
-WAVE = 32
-"""Shards encoded between two reports of progress, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +145,7 @@ class ShardsStage(Stage[TokenShards]):
 
     def _encode(self, ctx: Context, task: Task) -> dict[Split, list[Written]]:
         tasks = _divide(task, self.config.tasks)
-        wave = max(WAVE, -(-len(tasks) // 16))
-        results: list[dict[Split, list[Written]]] = []
-        for first in range(0, len(tasks), wave):
-            ctx.tracker.progress(first, len(tasks), f"encoding {len(task.units)} shards")
-            results += ctx.map(encode_task, tasks[first : first + wave])
-        ctx.tracker.progress(len(tasks), len(tasks), f"encoded {len(task.units)} shards")
+        results = ctx.map_in_waves(encode_task, tasks, f"encoding {len(task.units)} shards")
         return {split: sorted((w for r in results for w in r[split]), key=lambda w: w.file) for split in SPLITS}
 
 
@@ -183,21 +176,31 @@ def _encode_unit(task: Task, unit: Unit, encode: Encoder) -> dict[Split, Written
     }
     lengths: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}
     files = {split: (task.out / written[split].file).open("wb") for split in SPLITS}
-    for texts in _batches(unit):
+    for texts in batches((text for group in unit.groups for text in read_group(unit.part, group)), BATCH_CHARS):
         hashes = np.array([unit_hash(text, task.purpose) for text in texts])
         sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])
         encoded = encode(texts)
+        held_out = hashes < task.threshold
         for split in SPLITS:
-            chosen = (hashes < task.threshold) == (split == "validation")
+            chosen = held_out == (split == "validation")
             lengths[split].append(encoded.lengths[chosen])
             written[split].engine = encode.engine
             written[split].bytes += int(sizes[chosen].sum())
             written[split].lowest = min(written[split].lowest, hashes.min(initial=1.0))
-            encoded.ids[np.repeat(chosen, encoded.lengths)].astype(task.dtype).tofile(files[split])
+        ids = encoded.ids.astype(task.dtype)
+        for is_validation, start, stop in _runs(held_out, encoded.lengths):
+            ids[start:stop].tofile(files["validation" if is_validation else "train"])
     for split in SPLITS:
         files[split].close()
         _finish(task, written[split], np.concatenate(lengths[split]))
     return written
+
+
+def _runs(held_out: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[bool, int, int]]:
+    """Whether documents that follow each other are held out, and the first of their tokens and that after the last."""
+    firsts = np.flatnonzero(np.diff(held_out, prepend=~held_out[:1]))
+    starts = np.concatenate([[0], np.cumsum(lengths)])[[*firsts, len(lengths)]]
+    yield from zip(held_out[firsts], starts[:-1], starts[1:], strict=True)
 
 
 def _finish(task: Task, written: Written, lengths: np.ndarray) -> None:
@@ -209,19 +212,6 @@ def _finish(task: Task, written: Written, lengths: np.ndarray) -> None:
 
 def _lengths_file(task: Task, written: Written) -> Path:
     return task.work / f"{written.file}.lengths.npy"
-
-
-def _batches(unit: Unit) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for group in unit.groups:
-        for text in read_group(unit.part, group):
-            if size + len(text) > BATCH_CHARS and batch:
-                yield batch
-                batch, size = [], 0
-            batch.append(text)
-            size += len(text)
-    yield batch
 
 
 def _documents(written: Mapping[Split, Sequence[Written]], split: Split) -> int:

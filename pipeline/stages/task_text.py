@@ -17,6 +17,7 @@ MAX_WORD_BYTES = 1024
 class TaskText(Stage[Corpus]):
     """Leaves out the labels, and every text that the classifier is measured or chosen on."""
 
+    VERSION = 2
     labels: Stage[Labels]
 
     def run(self, ctx: Context) -> None:

@@ -16,7 +16,7 @@ from pipeline import readers, sources, tables
 from pipeline.errors import DataError
 from pipeline.readers import Reading, read_rows, text_of
 from pipeline.sources import KINDS, find
-from pipeline.text import cut, split_long_words
+from pipeline.text import cut, split_long_words, split_long_words_of
 from tests.pipeline.data_stages import corpus_of, made, opened
 
 TWO = ["first document", "second, with é and 日本"]
@@ -271,9 +271,16 @@ def test_looking_only_where_a_long_word_could_be_changes_nothing(runs, limit):
     assert split_long_words(text, limit)[0] == "".join([*pieces, text[end:]])
 
 
+@given(st.lists(st.text("aé日 \n\t\xa0", max_size=60), min_size=1, max_size=8), st.integers(4, 60))
+def test_looking_at_many_texts_at_once_changes_nothing(texts, limit):
+    one_by_one = [split_long_words(text, limit) for text in texts]
+    together = [text for text, _ in one_by_one], sum(found for _, found in one_by_one)
+    assert split_long_words_of(texts, limit) == together
+
+
 @given(st.text(max_size=200), st.integers(1, 50))
 def test_cutting_a_text_loses_nothing(text, limit):
-    pieces = list(cut(text, limit))
+    pieces = cut(text, limit)
     assert "".join(pieces) == text
     assert max(map(len, pieces)) <= limit
 

@@ -1,9 +1,11 @@
+import mmap
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +25,14 @@ def test_what_is_published_is_complete_and_verified(tmp_path: Path):
     manifest = publish.verify(make(tmp_path / "a"))
     assert manifest.meta == {"kind": "toy"}
     assert manifest.files.keys() == {"deep/data.txt", "empty"}
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 3 * 4096])
+def test_a_file_is_digested_window_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
+    monkeypatch.setattr(publish, "WINDOW_BYTES", mmap.ALLOCATIONGRANULARITY)
+    data = os.urandom(size)
+    (tmp_path / "a").write_bytes(data)
+    assert publish.file_digest(tmp_path / "a") == blake3(data).hexdigest()
 
 
 def test_a_block_that_raises_leaves_nothing(tmp_path: Path):
