@@ -31,7 +31,7 @@ SETTINGS = {
     "RAY_worker_niceness": "0",  # the default, 15, starves training on a machine with other work
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # the default, one second, ends processes between two stages that the next one then starts anew
-    "RAY_idle_worker_killing_time_threshold_ms": "10000",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
