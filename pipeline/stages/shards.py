@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
+from jaxtyping import Bool, Int64
 
 from pipeline.encoder import FAST, Encoder
 from pipeline.errors import DataError
@@ -196,7 +197,7 @@ def _encode_unit(task: Task, unit: Unit, encode: Encoder) -> dict[Split, Written
     return written
 
 
-def _runs(held_out: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[bool, int, int]]:
+def _runs(held_out: Bool[np.ndarray, " n"], lengths: Int64[np.ndarray, " n"]) -> Iterator[tuple[bool, int, int]]:
     """Whether documents that follow each other are held out, and the first of their tokens and that after the last."""
     firsts = np.flatnonzero(np.diff(held_out, prepend=~held_out[:1]))
     starts = np.concatenate([[0], np.cumsum(lengths)])[[*firsts, len(lengths)]]
