@@ -30,8 +30,6 @@ from pipeline.weights import ClassifierFiles, LoadedClassifier
 
 TEXTS_PER_TASK = 8192
 """So many that the seconds in which a process starts are few beside them."""
-WAVE = 16
-"""Tasks that are given out at a time, at least; progress is told between two waves."""
 MEASURED = ("accuracy", "macro_f1", "micro_f1", "ece", "log_loss", "brier")
 """What of scores.json runs are compared by; micro_f1 is there where a text may have several classes."""
 
@@ -186,18 +184,12 @@ class Ready:
 
 def _probabilities(ctx: Context, classifier: Ready, texts: list[str]) -> Probabilities:
     """In float32, as the export computes, so that the scores are of what a user gets. CPUs share out many texts."""
-    show = partial(ctx.tracker.progress, text="texts classified")
     if len(texts) <= TEXTS_PER_TASK or pick_device("auto").type != "cpu":
+        show = partial(ctx.tracker.progress, text="texts classified")
         return probabilities(classifier.loaded, texts, precision="fp32", on_progress=show)
-    tables: list[Probabilities] = []
     starts = range(0, len(texts), TEXTS_PER_TASK)
     pieces = [(classifier.files, texts[first : first + TEXTS_PER_TASK]) for first in starts]
-    wave = max(WAVE, -(-len(pieces) // 16))
-    for first in range(0, len(pieces), wave):
-        show(first * TEXTS_PER_TASK, len(texts))
-        tables += ctx.map(classify_piece, pieces[first : first + wave])
-    show(len(texts), len(texts))
-    return np.concatenate(tables)
+    return np.concatenate(ctx.map_in_waves(classify_piece, pieces, f"classifying {len(texts):,} texts"))
 
 
 def classify_piece(piece: tuple[ClassifierFiles, list[str]]) -> Probabilities:
