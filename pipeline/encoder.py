@@ -17,7 +17,7 @@ from pipeline.tokens import encode_documents, load_tokenizer, special_ids
 
 log = logging.getLogger(__name__)
 
-JUDGED_CHARS = 1 << 13
+JUDGED_CHARS = 1 << 16
 """What both engines encode before the faster one is trusted."""
 FAST, REFERENCE = "gigatoken", "tokenizers"
 

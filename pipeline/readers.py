@@ -100,7 +100,7 @@ def lines(stream: IO[bytes], source: Source, how: Reading) -> Iterator[tuple[int
 def _json_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
     with open_bytes(source, how.on_read) as stream:
         for line, text in lines(stream, source, how):
-            if not text.isspace():
+            if text.strip():
                 yield Row(line, _json_values(text, columns, f"{source.path}:{line}"))
 
 

@@ -108,7 +108,7 @@ def split_long_words_of(texts: list[str], max_bytes: int) -> tuple[list[str], in
 
 
 def _may_hold_long_words(text: str, chars: int) -> bool:
-    """False where `_suspects` finds nothing; the bytes of a word count here, of which it has as many as characters."""
+    """False only where `_suspects` finds nothing. Bytes count here; a word has no fewer of them than characters."""
     data = np.frombuffer(text.encode(), np.uint8)
     between = np.flatnonzero((data == ord(" ")) | (data == ord("\n")))
     longest = np.diff(between, prepend=-1, append=len(data)).max() - 1

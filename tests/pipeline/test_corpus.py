@@ -133,6 +133,12 @@ def test_bom_line_ends_and_blank_lines_do_not_reach_the_documents(tmp_path):
     assert built.notes["datasets"][0]["name"] == "a.txt"
 
 
+def test_a_file_with_nothing_but_a_bom_has_no_rows(tmp_path):
+    write(tmp_path / "a.jsonl", b"\xef\xbb\xbf")
+    write(tmp_path / "b.jsonl", '{"text": "one"}\n')
+    assert documents(tmp_path, tmp_path / "home") == ["one"]
+
+
 def test_a_whole_file_can_be_one_document(tmp_path):
     path = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\n\r\ntwo\n")
     assert documents(path, tmp_path / "home", document="file") == ["one\n\ntwo\n"]
