@@ -88,6 +88,7 @@ def fast_engine(file: Path) -> Encode | None:
     if importlib.util.find_spec(FAST) is None:
         log.info("texts are encoded by %s: %s is not installed; `pip install gristmill[fast]` adds it", REFERENCE, FAST)
         return None
+    import awkward  # noqa: F401 - it would import this later and take a request to stop, met there, for its absence
     from gigatoken import Tokenizer as FastTokenizer
 
     spec = orjson.loads(file.read_bytes())

@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,6 +91,21 @@ def test_added_tokens_that_texts_may_hold_are_left_to_the_reference(file: Path, 
     encode = Encoder(tmp_path / "tokenizer.json")
     assert encode.engine == REFERENCE
     assert documents(encode(["a catfish"])) == [encode_documents(tokenizer, ["a catfish"])[0].tolist()]
+
+
+def test_a_request_to_stop_is_not_lost_in_what_the_fast_engine_imports(file: Path, monkeypatch: pytest.MonkeyPatch):
+    class Interrupting:
+        """A signal that arrives while awkward is imported."""
+
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "awkward":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "awkward", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    fast_engine.cache_clear()
+    with pytest.raises(KeyboardInterrupt):
+        Encoder(file)(LEARNT)
 
 
 def test_without_the_extra_the_reference_encodes_and_says_how_to_change_that(
