@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any, NamedTuple
 
 import orjson
@@ -23,7 +24,7 @@ MAX_LINE_BYTES = 32 << 20
 MAX_PIECE_BYTES = 4 << 20
 """A longer line or file of plain text comes as several rows."""
 BATCH_ROWS = 256
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 class Row(NamedTuple):
@@ -59,17 +60,27 @@ def _text_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator
         needed = ", ".join(columns)
         raise DataError(f"{source.path}: plain text has no columns, but {needed} are needed. Give jsonl or csv")
     with open_bytes(source, how.on_read) as stream:
-        for line, data in _pieces(stream, source, how):
-            text = decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
-            yield Row(line, (text if how.whole_files else text.rstrip("\r\n"),))
+        yield from plain_rows(stream, source, how)
 
 
-def _pieces(stream: IO[bytes], source: Source, how: Reading) -> Iterator[tuple[int, bytes]]:
+def plain_rows(stream: IO[bytes], source: Source, how: Reading, first: int = 1, rest: bytes = b"") -> Iterator[Row]:
+    """The lines of a text from the `first` on, without their ends, or, with `how.whole_files`, the whole of it.
+
+    What is too long for one row comes as several. `rest` has already been read.
+    """
+    for line, data in _pieces(stream, source, how, first, rest):
+        text = decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
+        yield Row(line, (text if how.whole_files else text.rstrip("\r\n"),))
+
+
+def _pieces(stream: IO[bytes], source: Source, how: Reading, line: int, rest: bytes) -> Iterator[tuple[int, bytes]]:
     read = stream.read if how.whole_files else stream.readline
-    line, rest = 1, b""
+    at_start = line == 1 and source.is_from_start
     while data := rest + read(MAX_PIECE_BYTES - len(rest)):
-        data = data.removeprefix(_BOM) if line == 1 and not rest and source.is_from_start else data
-        whole = len(data) < MAX_PIECE_BYTES - len(_BOM) or (not how.whole_files and data.endswith(b"\n"))
+        data, at_start = data.removeprefix(BOM) if at_start else data, False
+        if not data:  # there is nothing but a BOM
+            return
+        whole = len(data) < MAX_PIECE_BYTES - len(BOM) or (not how.whole_files and data.endswith(b"\n"))
         stop = len(data) if whole else _last_break(data)
         how.counts["cut"] += not whole
         yield line, data[:stop]
@@ -85,23 +96,26 @@ def _last_break(data: bytes) -> int:
     return next(starts, len(data))
 
 
-def lines(stream: IO[bytes], source: Source, how: Reading) -> Iterator[tuple[int, str]]:
-    """Each line with its number, counted from 1."""
-    line = 0
-    while data := stream.readline(MAX_LINE_BYTES):
-        line += 1
+def lines(stream: IO[bytes], source: Source, how: Reading, first: int = 1) -> Iterator[tuple[int, str]]:
+    """Each line with its number, counted from `first`."""
+    for line, data in enumerate(iter(partial(stream.readline, MAX_LINE_BYTES), b""), first):
         if len(data) == MAX_LINE_BYTES:
             size = f"{MAX_LINE_BYTES >> 20} MiB"
             raise DataError(f"{source.path}:{line}: a line of {size} or more. Break it into records")
-        data = data.removeprefix(_BOM) if line == 1 and source.is_from_start else data
+        data = data.removeprefix(BOM) if line == 1 and source.is_from_start else data
         yield line, decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
 
 
 def _json_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
     with open_bytes(source, how.on_read) as stream:
-        for line, text in lines(stream, source, how):
-            if text.strip():
-                yield Row(line, _json_values(text, columns, f"{source.path}:{line}"))
+        yield from json_rows(stream, source, columns, how)
+
+
+def json_rows(stream: IO[bytes], source: Source, columns: Sequence[str], how: Reading, first: int = 1) -> Iterator[Row]:
+    """The records of lines of JSON, the `first` of them and what follows; blank ones are passed over."""
+    for line, text in lines(stream, source, how, first):
+        if text.strip():
+            yield Row(line, _json_values(text, columns, f"{source.path}:{line}"))
 
 
 def _json_values(text: str, columns: Sequence[str], where: str) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """Text in parquet, written so that equal texts give equal bytes, and read one row group at a time."""
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -53,14 +53,12 @@ class TextWriter:
         self._thread = ThreadPoolExecutor(1, "parquet")
         self._writing: Future[None] | None = None
 
-    def add(self, text: str) -> None:
-        size = len(text) if text.isascii() else len(text.encode())
-        self._group.append(text)
-        self._group_bytes += size
-        self.n_bytes += size
-        self.n_documents += 1
-        if self._group_bytes >= GROUP_BYTES:
-            self._flush()
+    def add(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self._group.append(text)
+            self._group_bytes += len(text) if text.isascii() else len(text.encode())
+            if self._group_bytes >= GROUP_BYTES:
+                self._flush()
 
     def _flush(self) -> None:
         if self._part is None:
@@ -71,6 +69,8 @@ class TextWriter:
         batch = pa.record_batch([pa.array(self._group, pa.string())], schema=_TEXT)
         self._wait()
         self._writing = self._thread.submit(self._part.write_batch, batch)
+        self.n_documents += len(self._group)
+        self.n_bytes += self._group_bytes
         self._part_bytes += self._group_bytes
         self._group, self._group_bytes = [], 0
         if self._part_bytes >= PART_BYTES:
@@ -113,7 +113,7 @@ def n_groups(path: Path) -> int:
     return pq.read_metadata(path).num_row_groups
 
 
-def read_texts(parts: Sequence[Path]) -> Iterator[str]:
+def read_documents(parts: Sequence[Path]) -> Iterator[str]:
     """The texts of some parts in order, one row group in memory at a time."""
     for part in parts:
         for group in range(n_groups(part)):

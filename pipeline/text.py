@@ -108,11 +108,16 @@ def split_long_words_of(texts: list[str], max_bytes: int) -> tuple[list[str], in
 
 
 def _may_hold_long_words(text: str, chars: int) -> bool:
-    """False only where `_suspects` finds nothing. Bytes count here; a word has no fewer of them than characters."""
-    data = np.frombuffer(text.encode(), np.uint8)
-    between = np.flatnonzero((data == ord(" ")) | (data == ord("\n")))
-    longest = np.diff(between, prepend=-1, append=len(data)).max() - 1
-    return bool(longest >= chars) or any(_long_runs(text, r"\s", chars, SPACES_SAMPLED))
+    """False only where `_suspects` finds nothing.
+
+    Bytes are looked at, of which a word has no fewer than characters. A run of so many without a space or line end,
+    or without a visible character of ASCII, fills a whole block of half as many.
+    """
+    data, half = np.frombuffer(text.encode(), np.uint8), (chars + 1) // 2
+    blocks = data[: len(data) // half * half].reshape(-1, half)
+    between = (blocks == ord(" ")) | (blocks == ord("\n"))
+    visible = blocks - np.uint8(ord("!")) <= ord("~") - ord("!")
+    return not (between.any(axis=1) & visible.any(axis=1)).all()
 
 
 def _suspects(text: str, chars: int) -> list[tuple[int, int]]:

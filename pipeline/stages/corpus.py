@@ -12,17 +12,15 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from pipeline import sources
+from pipeline.blocks import read_texts
 from pipeline.chunks import Chunk, chunks
 from pipeline.errors import DataError
 from pipeline.identity import knob
-from pipeline.readers import Reading, read_rows, text_of
+from pipeline.readers import Reading
 from pipeline.sources import Source
 from pipeline.stage import Context, Stage
-from pipeline.tables import Seen, TextWriter, read_texts
-from pipeline.text import batches, cut, normalise, split_long_words_of
-
-PROGRESS_EVERY = 1000
-BATCH_CHARS = 1 << 20
+from pipeline.tables import Seen, TextWriter, read_documents
+from pipeline.text import cut, normalise, split_long_words_of
 
 Progress = Callable[[int, int, str], None]
 """Told how much is done, of how much, and in words."""
@@ -74,7 +72,7 @@ class Corpus:
 
     def documents(self) -> Iterator[str]:
         """Every document in order: files by name, then as they stand in them. A few MiB are in memory at a time."""
-        return read_texts(self.parts)
+        return read_documents(self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,18 +138,19 @@ def clean(task: Task, progress: Progress = _silent) -> "Counter[str]":
     counts: Counter[str] = Counter()
     seen = Seen(task.work / "seen.sqlite") if task.config.dedupe else None
     with closing(seen) if seen else nullcontext(), TextWriter(task.out, f"chunk-{task.number:05d}") as writer:
-        kept = _kept(_texts(task.config, task.chunk, counts, progress), task.config, seen, counts)
-        for batch in batches(kept, BATCH_CHARS):
-            texts, long_words = split_long_words_of(batch, task.config.max_word_bytes)
+        for texts in _texts(task.config, task.chunk, counts, progress):
+            kept = list(_kept(texts, task.config, seen, counts))
+            broken, long_words = split_long_words_of(kept, task.config.max_word_bytes)
             counts["long_words"] += long_words
-            for text in texts:
-                writer.add(text)
+            writer.add(broken)
     counts.update(documents=writer.n_documents, bytes=writer.n_bytes, parts=writer.n_parts)
     return counts
 
 
-def _texts(config: CorpusConfig, found: Sequence[Source], counts: "Counter[str]", progress: Progress) -> Iterator[str]:
-    """The texts of some sources in order, with the same line ends, and none too long."""
+def _texts(
+    config: CorpusConfig, found: Sequence[Source], counts: "Counter[str]", progress: Progress
+) -> Iterator[list[str]]:
+    """The texts of some sources in order, some at a time, with the same line ends, and none too long."""
     total = sum(source.n_bytes for source in found)
     how = Reading(
         repair=config.invalid_utf8 == "repair",
@@ -160,13 +159,12 @@ def _texts(config: CorpusConfig, found: Sequence[Source], counts: "Counter[str]"
         counts=counts,
     )
     for source in found:
-        for row in read_rows(source, [config.text], how):
-            counts["read"] += 1
-            if counts["read"] % PROGRESS_EVERY == 0:
-                progress(counts["bytes_read"], total, f"{counts['read']:,} documents")
-            pieces = cut(normalise(text_of(row, source, config.text)))
-            counts["cut"] += len(pieces) - 1
-            yield from pieces
+        for texts in read_texts(source, config.text, how):
+            counts["read"] += len(texts)
+            progress(counts["bytes_read"], total, f"{counts['read']:,} documents")
+            pieces = [piece for text in texts for piece in cut(normalise(text))]
+            counts["cut"] += len(pieces) - len(texts)
+            yield pieces
     progress(total, total, f"{counts['read']:,} documents")
 
 

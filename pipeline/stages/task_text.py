@@ -23,8 +23,8 @@ class TaskText(Stage[Corpus]):
     def run(self, ctx: Context) -> None:
         texts = ctx.open(self.labels).split("train").texts
         with TextWriter(ctx.out) as writer:
-            for piece in (piece for text in dict.fromkeys(texts) for piece in cut(text)):
-                writer.add(split_long_words(piece, MAX_WORD_BYTES)[0])
+            pieces = (piece for text in dict.fromkeys(texts) for piece in cut(text))
+            writer.add(split_long_words(piece, MAX_WORD_BYTES)[0] for piece in pieces)
         record = {"documents": writer.n_documents, "bytes": writer.n_bytes, "parts": writer.n_parts}
         (ctx.out / "corpus.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         ctx.notes["metrics"] = {name: float(value) for name, value in record.items()}
