@@ -81,7 +81,7 @@ class ClassificationHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A body and a head that labels documents; with `ngrams`, what these say of a document is added to its logits."""
+    """A body and a head that labels documents; with `ngrams`, what these say of a document is blended with that."""
 
     def __init__(
         self, body: Decoder, n_labels: int, pooling: str, *, multi_label: bool = False, ngrams: NGrams | None = None
@@ -100,12 +100,14 @@ class Classifier(nn.Module):
         Without `document_ids` each row is one document.
         """
         deep = self.head(self.body(tokens, document_ids, dropout_keys=dropout_keys), document_ids)
-        return deep if self.ngrams is None else deep + self.ngrams(tokens, document_ids)
+        if self.ngrams is None:
+            return deep
+        return self.ngrams.blend(deep.float(), self.ngrams(tokens, document_ids), multi_label=self.head.multi_label)
 
     @property
-    def logit_weights(self) -> list[Tensor]:
-        """Weights that the logits are proportional to: the network's last and, if it has any, those of the n-grams."""
-        return [self.head.score.weight, *([] if self.ngrams is None else [self.ngrams.table])]
+    def logit_weight(self) -> Tensor:
+        """The weight that the logits are proportional to."""
+        return self.head.score.weight if self.ngrams is None else self.ngrams.blend.scale
 
     def probabilities(self, logits: Float[Tensor, "n n_labels"]) -> Float[Tensor, "n n_labels"]:
         """The softmax, float32. Of a head with several labels the sigmoid of each, float64.

@@ -1,4 +1,4 @@
-"""What the n-grams of a text say of its label by themselves: a linear model, added to what the network says.
+"""What the n-grams of a text say of its label by themselves: a linear model, blended with what the network says.
 
 A wide part beside a deep one (Cheng et al. 2016, arXiv:1606.07792) over hashed n-grams (Joulin et al. 2017,
 arXiv:1607.01759). The n-grams are of tokens, so that it reads what the network reads and nothing else.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
 from model import documents
+from model.blend import Blend
 
 Tokens = Int64[Tensor, "batch seq"]
 Places = Int[Tensor, "#batch seq"]
@@ -34,6 +35,7 @@ class NGrams(nn.Module):
             raise ValueError(f"order={order} and buckets={buckets} must be at least 1")
         self.order = order
         self.table = nn.Parameter(torch.zeros(buckets, n_labels))
+        self.blend = Blend()
 
     def forward(self, tokens: Tokens, ids: documents.Ids | None = None) -> Float[Tensor, "n_documents n_labels"]:
         """The logits of every document, as `Classifier.forward` has them."""

@@ -77,7 +77,10 @@ class Rows(nn.Module):
         hidden = self._hidden(input_ids, attention_mask)
         scores = None if self.head.query is None else self.head.query(hidden)
         deep = self.head.score(ROWS[self.head.pooling](hidden, attention_mask, scores))
-        return deep if self.ngrams is None else deep + self.ngrams.of_rows(input_ids, attention_mask)
+        if self.ngrams is None:
+            return deep
+        wide = self.ngrams.of_rows(input_ids, attention_mask)
+        return self.ngrams.blend(deep, wide, multi_label=self.head.multi_label)
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Hidden:
         """`Decoder.forward`, but positions are counted from the row's start: what padding makes of them is not read."""

@@ -1,7 +1,6 @@
 """Learning what n-grams say of a label, and how much it counts beside what a network says."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,23 @@ import torch
 from jaxtyping import Float, Float32
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, diags, vstack
-from scipy.special import log_softmax, logit
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from model.blend import Blend
 from model.ngrams import NGrams
 from pipeline.targets import Probabilities, Targets, is_multi_label, members
+from pipeline.windows import mean_over_windows
 
 Logits = Float[np.ndarray, "n n_labels"]
 Features = Any
 """A scipy.sparse.csr_matrix, float64 [documents, buckets]; its type stubs are too vague to help."""
 
 TOKENS_AT_ONCE = 2**20
+NOT_NEGATIVE, SHARES = (0, None), (-5, 5)
 
 
 def features(ngrams: NGrams, documents: Sequence[np.ndarray]) -> Features:
@@ -73,30 +78,60 @@ def learned_table(
     return table
 
 
-@dataclass(frozen=True)
-class Blend:
-    """What the logits of the network and of the n-grams are multiplied by, and the log loss of their sum, in nats."""
+def fit(blend: Blend, targets: Targets, deep: Logits, wide: Logits, counts: Sequence[int]) -> None:
+    """Give a blend the weights of the lowest log loss of some texts, given the logits of their windows (float64).
 
-    deep: float
-    wide: float
-    log_loss: float
+    The best single sum comes first, a convex problem in two numbers. A normal prior of variance 1/2 around it keeps a
+    mixture near where there are few texts; in halves of the validation texts of six tasks, and in a hundred of them,
+    it foretold the others better than the single sum did, and than a mixture without it.
+    """
+    multi_label = is_multi_label(targets)
+    logits, truth = (torch.from_numpy(deep), torch.from_numpy(wide)), torch.from_numpy(targets)
 
-    @classmethod
-    def best(cls, targets: Targets, deep: Logits, wide: Logits) -> "Blend":
-        """The weights, neither negative, of the lowest log loss: a convex problem in two numbers."""
+    def loss(weights: Tensor) -> Tensor:
+        """Of [4] by component, and the first one's log odds."""
+        parts = {"by": weights[:4].view(2, 2), "share": weights[4], "scale": weights.new_ones(())}
+        mixed = functional_call(blend, parts, logits, {"multi_label": multi_label})
+        return log_loss(truth, mean_over_windows(mixed, counts))
 
-        def loss(by: np.ndarray) -> float:
-            return log_loss(targets, by[0] * deep + by[1] * wide)
+    def twice(sum_: Tensor) -> Tensor:
+        return torch.cat([sum_, sum_, sum_.new_zeros(1)])
 
-        found = minimize(loss, np.array([0.5, 0.5]), method="L-BFGS-B", bounds=[(0, None)] * 2)
-        return cls(float(found.x[0]), float(found.x[1]), float(found.fun))
+    start = _lowest(lambda sum_: loss(twice(sum_)), torch.full((2,), 0.5).double(), [NOT_NEGATIVE] * 2)[1]
+    one = twice(start)
+    apart = one * torch.tensor([2, 0, 0, 2, 1])
+    flatter = one * torch.tensor([1.3, 1.3, 0.5, 0.5, 1]) + torch.tensor([0, 0, 0, 0, 1])
+    bounds = [*[NOT_NEGATIVE] * 4, SHARES]
+    found = [
+        _lowest(lambda weights: loss(weights) + (weights - one).square().sum() / truth.numel(), begin, bounds)
+        for begin in (one, apart, flatter)
+    ]
+    best = min(found, key=lambda each: each[0])[1].float().round(decimals=4)  # past that, threads add up differently
+    with torch.no_grad():
+        blend.by.copy_(best[:4].view(2, 2))
+        blend.share.copy_(best[4])
 
 
-def log_loss(targets: Targets, logits: Logits) -> float:
+def _lowest(
+    loss: Callable[[Tensor], Tensor], begin: Tensor, bounds: Sequence[tuple[float | None, float | None]]
+) -> tuple[float, Tensor]:
+    """The lowest loss that L-BFGS-B finds from there, and where."""
+
+    def with_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = torch.from_numpy(values).requires_grad_()
+        value = loss(weights)
+        [gradient] = torch.autograd.grad(value, weights)
+        return value.item(), gradient.numpy()
+
+    found = minimize(with_gradient, begin.numpy(), jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(found.fun), torch.from_numpy(found.x)
+
+
+def log_loss(targets: Tensor, logits: Tensor) -> Tensor:
     """Nats a text; where a text may have several classes, nats a text and class."""
-    if is_multi_label(targets):
-        return float(np.logaddexp(0, np.where(targets == 1, -logits, logits)).mean())
-    return float(-log_softmax(logits, axis=1)[np.arange(len(targets)), targets].mean())
+    if is_multi_label(targets.numpy()):
+        return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+    return cross_entropy(logits, targets)
 
 
 def logits_of(probabilities: Probabilities, *, multi_label: bool) -> Logits:

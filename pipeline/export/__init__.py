@@ -102,11 +102,10 @@ def require(name: str) -> None:
 
 
 def calibrated(loaded: LoadedClassifier, tokenizer: Path, temperature: float) -> Subject:
-    """The classifier with its head divided by a temperature above 0 (Guo et al., arXiv:1706.04599), as a copy."""
+    """The classifier with its logits divided by a temperature above 0 (Guo et al., arXiv:1706.04599), as a copy."""
     model = copy.deepcopy(loaded.model).float().cpu()
     with torch.no_grad():
-        for weight in model.logit_weights:
-            weight.div_(temperature)
+        model.logit_weight.div_(temperature)
     return Subject(replace(loaded, model=model), tokenizer, temperature)
 
 

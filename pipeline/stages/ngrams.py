@@ -1,4 +1,4 @@
-"""N-grams beside the network: a linear model of the same tokens is added to a fine-tuned classifier's logits."""
+"""N-grams beside the network: a linear model of the same tokens has its say in a fine-tuned classifier."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 
+from model.blend import Blend
 from model.ngrams import NGrams
 from pipeline.classify import document_probabilities, tokenize_windows
 from pipeline.errors import UsageError
 from pipeline.metrics import validated
-from pipeline.ngrams import Blend, Logits, features, learned_table, logits_of
+from pipeline.ngrams import Logits, features, fit, learned_table, logits_of
 from pipeline.splitting import LabelledSplit
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.finetune import Finetune
@@ -28,7 +29,7 @@ MOST_TOKENS = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class NGramsConfig:
-    """What is learned of n-grams of tokens, in seconds, and added to what the network says."""
+    """What is learned of n-grams of tokens, in seconds, and blended with what the network says."""
 
     order: Annotated[int, Ge(1), Le(8)] = 3
     """Tokens in the longest n-gram; shorter ones are read too."""
@@ -45,6 +46,7 @@ class NGramsStage(Stage[ClassifierFiles]):
     They learn from the training texts; how much they count beside the network, the new validation texts say.
     """
 
+    VERSION = 2
     config: NGramsConfig
     classifier: Finetune
     labels: Stage[Labels]
@@ -67,12 +69,9 @@ class NGramsStage(Stage[ClassifierFiles]):
                 "ngrams: there are no validation texts to say how much n-grams count beside the network; "
                 "set labels.validation_fraction above 0, or ngrams to null"
             )
-        network = document_probabilities(model, asked.texts)
+        network = logits_of(document_probabilities(model, asked.alone), multi_label=labels.multi_label)
         model.ngrams = NGrams(len(labels.names), self.config.order, self.config.buckets)
-        blend = self._learn(model.ngrams, known, asked, logits_of(network, multi_label=labels.multi_label))
-        with torch.no_grad():
-            for weight, by in zip(model.logit_weights, (blend.deep, blend.wide), strict=True):
-                weight.mul_(by)
+        self._learn(model.ngrams, known, asked, network)
         write_classifier(
             ctx.out,
             dict(model.named_parameters()),
@@ -84,11 +83,12 @@ class NGramsStage(Stage[ClassifierFiles]):
             multi_label=labels.multi_label,
             ngrams=model.ngrams,
         )
-        both = document_probabilities(model, asked.texts)
-        _note(ctx, blend, *(validated(asked.targets, table) for table in (network, both)))
+        before = model.probabilities(mean_over_windows(torch.from_numpy(network), asked.counts)).numpy()
+        after = document_probabilities(model, asked.texts)
+        _note(ctx, model.ngrams.blend, *(validated(asked.targets, table) for table in (before, after)))
         ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
 
-    def _learn(self, ngrams: NGrams, known: "Read", asked: "Read", network: Logits) -> Blend:
+    def _learn(self, ngrams: NGrams, known: "Read", asked: "Read", network: Logits) -> None:
         """Fill the table from the training texts; what counts how much, for the lowest log loss on the others."""
         known = known.thinned(MOST_TOKENS)
         targets = np.repeat(known.targets, known.counts, axis=0)
@@ -97,8 +97,7 @@ class NGramsStage(Stage[ClassifierFiles]):
         )
         with torch.no_grad():
             ngrams.table.copy_(torch.from_numpy(table))
-        said = mean_over_windows(torch.from_numpy(features(ngrams, asked.windows) @ table), asked.counts).numpy()
-        return Blend.best(asked.targets, network, said)
+        fit(ngrams.blend, asked.targets, network, features(ngrams, asked.windows) @ table, asked.counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +123,11 @@ class Read:
         return [window for text in self.texts for window in text]
 
     @property
+    def alone(self) -> list[list[np.ndarray]]:
+        """Each window as if it were a text."""
+        return [[window] for window in self.windows]
+
+    @property
     def counts(self) -> list[int]:
         """Windows of each text."""
         return [len(text) for text in self.texts]
@@ -133,8 +137,9 @@ def _note(ctx: Context, blend: Blend, before: Mapping[str, float], after: Mappin
     ctx.notes["metrics"] = {
         **{f"val/{name}": value for name, value in after.items()},
         **{f"val/network_{name}": value for name, value in before.items()},
-        "ngrams/deep": blend.deep,
-        "ngrams/wide": blend.wide,
+        **{f"ngrams/deep_{n}": by[0].item() for n, by in enumerate(blend.by, 1)},
+        **{f"ngrams/wide_{n}": by[1].item() for n, by in enumerate(blend.by, 1)},
+        "ngrams/share_1": blend.share.sigmoid().item(),
     }
     ctx.notes["headline"] = (
         f"validation macro-F1 {before['macro_f1']:.3f} -> {after['macro_f1']:.3f}, "

@@ -47,21 +47,28 @@ def test_each_document_has_its_own_ngrams_packed_padded_and_alone(documents: lis
         torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
-def test_the_logits_are_the_sum_of_both_parts():
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_classifier_blends_the_logits_of_both_parts(multi_label: bool):
     cfg = ModelConfig(vocab_size=31, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=24, seq_len=8)
-    both = Classifier(Decoder(cfg), 3, "mean", ngrams=some(2))
-    initialize(both, 0)
-    torch.nn.init.normal_(both.head.score.weight)
-    plain = Classifier(both.body, 3, "mean")
-    plain.head = both.head
+    plain = Classifier(Decoder(cfg), 3, "mean", multi_label=multi_label)
+    initialize(plain, 0)
+    torch.nn.init.normal_(plain.head.score.weight)
+    both = Classifier(plain.body, 3, "mean", multi_label=multi_label, ngrams=some(2))
+    both.head = plain.head
     tokens = torch.randint(0, 31, (2, 8), generator=torch.Generator().manual_seed(1))
     assert both.ngrams is not None
-    torch.testing.assert_close(both(tokens), plain(tokens) + both.ngrams(tokens))
-    doubled = both(tokens) * 2
+    deep, wide, blend = plain(tokens), both.ngrams(tokens), both.ngrams.blend
+    torch.testing.assert_close(both.probabilities(both(tokens)), plain.probabilities(deep + wide))
     with torch.no_grad():
-        for weight in both.logit_weights:
-            weight.mul_(2)
-    torch.testing.assert_close(both(tokens), doubled)
+        blend.by.copy_(torch.tensor([[0.7, 0.2], [0.1, 1.5]]))
+        blend.share.fill_(1.0)
+    share = blend.share.sigmoid()
+    parts = [plain.probabilities(by[0] * deep + by[1] * wide) for by in blend.by]
+    mixed = both(tokens)
+    torch.testing.assert_close(both.probabilities(mixed), share * parts[0] + (1 - share) * parts[1], check_dtype=False)
+    with torch.no_grad():
+        both.logit_weight.mul_(2)
+    torch.testing.assert_close(both(tokens), 2 * mixed)
 
 
 @pytest.mark.parametrize(("order", "buckets"), [(0, 5), (2, 0)])

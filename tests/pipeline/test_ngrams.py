@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.blend import Blend
 from model.ngrams import NGrams
 from pipeline import ngrams as learning
 from pipeline.classify import probabilities
 from pipeline.errors import UsageError
 from pipeline.metrics import calibrated_log_loss
-from pipeline.ngrams import Blend, features, learned_table, log_loss, logits_of
+from pipeline.ngrams import Logits, features, fit, learned_table, log_loss, logits_of
 from pipeline.runner import Built, build, submit_here
 from pipeline.stages.labels import LabelsConfig, LabelsStage
 from pipeline.stages.ngrams import NGramsConfig, NGramsStage, Read
 from pipeline.store import Store
+from pipeline.targets import Targets
+from pipeline.windows import mean_over_windows
 from tests.pipeline.test_windows import finetuning, texts_with_a_late_word
 
 
@@ -46,17 +49,46 @@ def test_a_class_is_learned_by_what_only_its_texts_have_and_an_absent_one_adds_n
     assert np.array_equal(table, learned_table(features(ngrams, documents), targets, 3, strength=1.0))
 
 
-@given(st.integers(0, 10**6), st.booleans())
-def test_no_other_weights_have_a_lower_log_loss(seed: int, several: bool):
+def drawn(seed: int, *, several: bool) -> tuple[Targets, Logits, Logits, list[int]]:
+    """Forty texts of one or two windows: what is true, and logits that know of it."""
     draw = np.random.default_rng(seed)
     targets = draw.integers(0, 2, (40, 3)) if several else draw.integers(0, 3, 40)
-    truth = targets if several else np.eye(3)[targets]
-    deep, wide = (truth * draw.uniform(0, 2) + draw.normal(0, 1.5, (40, 3)) for _ in range(2))
-    best = Blend.best(targets, deep, wide)
-    assert min(best.deep, best.wide) >= 0
-    assert best.log_loss == pytest.approx(log_loss(targets, best.deep * deep + best.wide * wide))
-    for other in [(1, 0), (0, 1), (best.deep + 0.05, best.wide), (best.deep, best.wide + 0.05)]:
-        assert best.log_loss <= log_loss(targets, other[0] * deep + other[1] * wide) + 1e-6
+    counts = draw.integers(1, 3, 40)
+    truth = np.repeat(targets if several else np.eye(3)[targets], counts, axis=0)
+    deep, wide = (truth * draw.uniform(0, 2) + draw.normal(0, 1.5, truth.shape) for _ in range(2))
+    return targets, deep, wide, counts.tolist()
+
+
+def loss_of(blend: Blend, targets: Targets, deep: Logits, wide: Logits, counts: list[int]) -> float:
+    logits = blend(torch.from_numpy(deep), torch.from_numpy(wide), multi_label=targets.ndim == 2)
+    return log_loss(torch.from_numpy(targets), mean_over_windows(logits, counts)).item()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.booleans(), st.floats(0, 2), st.floats(0, 2))
+def test_no_sum_of_both_has_a_lower_log_loss(seed: int, several: bool, by_deep: float, by_wide: float):
+    texts = drawn(seed, several=several)
+    best, other = Blend(), Blend()
+    fit(best, *texts)
+    with torch.no_grad():
+        other.by.copy_(torch.tensor([[by_deep, by_wide]] * 2))
+    assert best.by.min() >= 0
+    assert loss_of(best, *texts) <= loss_of(other, *texts) + 1e-4
+
+
+def test_a_mixture_is_found_where_one_of_the_two_is_lost_and_nobody_knows_which():
+    """In each row one is right and the other as sure of something else: half belief in each is the best."""
+    draw = np.random.default_rng(0)
+    targets, wrong = draw.integers(0, 5, 4000), draw.integers(0, 5, 4000)
+    right = draw.integers(0, 2, 4000) == 0
+    deep, wide = (6 * np.eye(5)[np.where(mask, targets, wrong)] for mask in (right, ~right))
+    texts = targets, deep, wide, [1] * 4000
+    one, two = Blend(), Blend()
+    fit(two, *texts)
+    with torch.no_grad():
+        one.by.copy_(torch.tensor([[0.5, 0.5]] * 2))
+    assert two.share.sigmoid().item() == pytest.approx(0.5, abs=0.05)
+    assert loss_of(two, *texts) < loss_of(one, *texts) - 0.05
 
 
 def test_logits_give_their_probabilities_back():

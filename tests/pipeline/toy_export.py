@@ -42,17 +42,27 @@ def classifier_folder(
     tokenizer.save(str(folder / "trained.json"))
     sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "seq_len": 24} | shape
     cfg = ModelConfig(vocab_size=tokenizer.get_vocab_size() + 1, **sizes)
-    model = Classifier(Decoder(cfg), len(LABELS), pooling, ngrams=NGrams(len(LABELS), ngrams, 101) if ngrams else None)
+    model = Classifier(Decoder(cfg), len(LABELS), pooling)
     initialize(model, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6.0 if parameter.ndim > 1 else 1.0)
+    model.ngrams = some_ngrams(ngrams) if ngrams else None
     params, trained = dict(model.named_parameters()), folder / "trained.json"
     write_classifier(
         folder, params, cfg, LABELS, pooling, trained, windows, multi_label=multi_label, ngrams=model.ngrams
     )
     (folder / "trained.json").unlink()
     return folder
+
+
+def some_ngrams(order: int) -> NGrams:
+    ngrams = NGrams(len(LABELS), order, 101)
+    with torch.no_grad():
+        ngrams.table.normal_(generator=torch.Generator().manual_seed(order))
+        ngrams.blend.by.copy_(torch.tensor([[0.9, 0.6], [0.2, 1.1]]))
+        ngrams.blend.share.fill_(0.7)
+    return ngrams
 
 
 def subject_of(folder: Path, temperature: float) -> tuple[Subject, LoadedClassifier]:
