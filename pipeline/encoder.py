@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 JUDGED_CHARS = 1 << 16
 """What both engines encode before the faster one is trusted."""
+JUDGED_SHARE = 1 / 256
+"""How much of every text after that both encode too, so that it is not trusted blindly."""
 FAST, REFERENCE = "gigatoken", "tokenizers"
 
 
@@ -34,7 +36,7 @@ Encode = Callable[[Sequence[str]], Encoded]
 
 
 class Encoder:
-    """Encodes as `tokenizer.json` says. Judges the fast engine by the first texts it gets; `engine` is what it uses."""
+    """Encodes as `tokenizer.json` says, by the fast engine while its ids are those of the other. `engine` is in use."""
 
     def __init__(self, file: Path, fast: Callable[[Path], Encode | None] | None = None) -> None:
         self._reference = reference_engine(file)
@@ -47,8 +49,9 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """The documents of the texts, in their order. No text can forge a special token."""
-        if self._fast is not None and not self._judged:
-            self._judge(self._fast, _first_chars(texts, JUDGED_CHARS))
+        if self._fast is not None:
+            share = int(JUDGED_SHARE * sum(map(len, texts)))
+            self._judge(self._fast, _first_chars(texts, share if self._judged else JUDGED_CHARS))
         return (self._fast or self._reference)(texts)
 
     def _judge(self, fast: Encode, texts: Sequence[str]) -> None:
@@ -59,9 +62,15 @@ class Encoder:
             log.warning("%s gives other ids than %s for this tokenizer, so that one encodes", FAST, REFERENCE)
 
 
+@lru_cache(maxsize=1)
+def encoder(file: Path) -> Encoder:
+    """One for all the shards that a process encodes."""
+    return Encoder(file)
+
+
 def _first_chars(texts: Sequence[str], limit: int) -> list[str]:
     """About `limit` characters of texts from all over the batch: the beginning of each of some of them."""
-    room = max(1, limit // max(1, len(texts)))
+    room, limit = limit // max(1, len(texts)), max(1, limit)
     return [text[: max(room, 256)] for text in texts[:: max(1, 256 * len(texts) // limit)]]
 
 

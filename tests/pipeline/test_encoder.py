@@ -75,6 +75,21 @@ def test_an_engine_that_disagrees_on_the_first_texts_is_not_used(file: Path, cap
     assert "other ids" in caplog.text
 
 
+def test_an_engine_that_disagrees_later_is_not_used_from_there_on(file: Path):
+    def wrong_on_digits(texts: Sequence[str]) -> Encoded:
+        right = Encoder(file)(texts)
+        digits = any(character.isdigit() for text in texts for character in text)
+        return Encoded(right.ids + np.uint32(digits), right.lengths)
+
+    encode = Encoder(file, fast=lambda _: wrong_on_digits)
+    encode(["the cat sat"])
+    assert encode.engine == FAST
+    texts = ["the dog's bone " * 60] * 150 + ["12 34 " * 150] * 150
+    found = encode(texts)
+    assert encode.engine == REFERENCE
+    assert np.array_equal(found.ids, Encoder(file)(texts).ids)
+
+
 def test_what_the_fast_engine_cannot_read_is_encoded_by_the_reference(file: Path, tmp_path: Path):
     tokenizer = load_tokenizer(file)
     tokenizer.normalizer = normalizers.Sequence([normalizers.StripAccents(), normalizers.Lowercase()])  # pyright: ignore[reportAttributeAccessIssue]
