@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,8 +102,9 @@ def _connect(options: RayOptions) -> None:
         "log_to_driver": True,
         "logging_level": logging.WARNING,
         "configure_logging": True,
-        "runtime_env": {"worker_process_setup_hook": speak_for_ourselves},
     }
+    if options.workers != 1:  # Ray Train's own code runs there too; else the processes that Ray has ready can be used
+        quiet["runtime_env"] = {"worker_process_setup_hook": speak_for_ourselves}
     if options.address:
         try:
             ray.init(options.address, **quiet)
@@ -114,8 +115,9 @@ def _connect(options: RayOptions) -> None:
     ray.init("local", num_cpus=options.cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
 
 
+@cache
 def speak_for_ourselves() -> None:
-    """In a worker process: let our log through, and not what Ray Train has to say of its own workings."""
+    """Once in a worker process: let our log through, and not what Ray Train has to say of its own workings."""
     import ray
 
     # or Ray's helpers look for a cluster on this machine, and may find somebody else's
@@ -134,6 +136,7 @@ def speak_for_ourselves() -> None:
 
 
 def _build(job: Job, cpus: int, gang: Gang) -> Built:
+    speak_for_ourselves()
     own_disks = job.store.remote is not None
     here = replace(job, store=job.store.here())
     return build_one(here, map_=partial(ray_map, here=own_disks), gang=gang, cpus=cpus)
@@ -175,8 +178,18 @@ def ray_map(function: Callable[[T], R], items: Iterable[T], /, *, here: bool = F
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     own = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(function).options(num_cpus=1, max_retries=0, scheduling_strategy=own if here else "DEFAULT")
-    return ray.get([task.remote(item) for item in items])
+    task = ray.remote(_apply).options(
+        num_cpus=1,
+        max_retries=0,
+        scheduling_strategy=own if here else "DEFAULT",
+        name=getattr(function, "__name__", None),
+    )
+    return ray.get([task.remote(function, item) for item in items])
+
+
+def _apply(function: Callable[[T], R], item: T) -> R:
+    speak_for_ourselves()
+    return function(item)
 
 
 def token_settings(home: Path) -> dict[str, str]:
