@@ -10,11 +10,9 @@ import argparse
 import gzip
 import itertools
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,13 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Contender, Race, Turn, race, report
+from benchmarks.learnt import Learnt
 from benchmarks.timing import machine
 from jobs.launch_ray import RayOptions, connected, on_ray
 from pipeline.bpe import TokenizerConfig, by_reference, learn
 from pipeline.runner import build
-from pipeline.stage import Context, Stage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.shards import ShardsConfig, ShardsStage
-from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.store import Store
 
 GLOSSES = Path("data/quickstart/wordnet-glosses.txt.gz")
@@ -137,19 +134,6 @@ def datatrove(turn: Turn, file: str, size: float, tokenizer: str) -> None:
                 ],
                 logging_dir=f"{place}/{number}-logs",
             ).run()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learnt(Stage[TokenizerFile]):
-    """A tokenizer that was learned before: the race is about the shards."""
-
-    file: str
-
-    def run(self, ctx: Context) -> None:
-        shutil.copyfile(self.file, ctx.out / "tokenizer.json")
-
-    def load(self, path: Path) -> TokenizerFile:
-        return TokenizerFile(path)
 
 
 def contenders(task: str, file: Path, size: float, tokenizer: Path) -> list[Contender]:
