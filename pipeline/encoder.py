@@ -62,12 +62,6 @@ class Encoder:
             log.warning("%s gives other ids than %s for this tokenizer, so that one encodes", FAST, REFERENCE)
 
 
-@lru_cache(maxsize=1)
-def encoder(file: Path) -> Encoder:
-    """One for all the shards that a process encodes."""
-    return Encoder(file)
-
-
 def _first_chars(texts: Sequence[str], limit: int) -> list[str]:
     """About `limit` characters of texts from all over the batch: the beginning of each of some of them."""
     room, limit = limit // max(1, len(texts)), max(1, limit)

@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Bool, Int64
 
-from pipeline.encoder import FAST, Encoder, encoder
+from pipeline.encoder import FAST, Encoder
 from pipeline.errors import DataError
 from pipeline.faults import fault_point
 from pipeline.identity import knob
@@ -165,7 +165,7 @@ def _divide(task: Task, tasks: int) -> list[Task]:
 
 def encode_task(task: Task) -> dict[Split, list[Written]]:
     """Write the shards of a task, and the lengths of their documents beside them in the work folder."""
-    encode = encoder(task.tokenizer)
+    encode = Encoder(task.tokenizer)  # of this task alone: what its process did before must not decide its bytes
     shards = [_encode_unit(task, unit, encode) for unit in task.units]
     return {split: [shard[split] for shard in shards] for split in SPLITS}
 
