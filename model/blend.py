@@ -11,9 +11,9 @@ Logits = Float[Tensor, "n n_labels"]
 class Blend(nn.Module):
     """A mixture of two weighted sums of logits: `shares[0] * softmax(by[0] @ (deep, wide)) + shares[1] * softmax(...)`.
 
-    One such sum is a product of experts (Hinton 2002). Fitted, it was surer than it was right where it was sure, and
-    less where it was not, on most tasks (benchmarks/RESULTS.md), which a mixture can make up for. Of several labels a
-    text, each is mixed by itself, with sigmoids. As it comes, it is the plain sum.
+    One such sum is a product of experts (Hinton 2002). Fitted, it was surer than it was right where it was
+    surest, which no temperature mends without making it too unsure elsewhere (benchmarks/RESULTS.md); a mixture can.
+    Of several labels a text, each is mixed by itself, with sigmoids. As it comes, it is the plain sum.
     """
 
     def __init__(self) -> None:
