@@ -55,7 +55,8 @@ class TextClassifier(PythonModel):
         self.network = _of_transformers(folder) if (folder / "config.json").is_file() else _of_onnxruntime(folder)
 
     def predict(self, model_input: list[str]) -> list[Prediction]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        texts = [self._windows(encoding.ids) for encoding in self.tokenizer.encode_batch(model_input)]
+        encodings = self.tokenizer.encode_batch([_as_trained_on(text) for text in model_input])
+        texts = [self._windows(encoding.ids) for encoding in encodings]
         logits = self._logits([window for windows in texts for window in windows])
         return [self._prediction(np.mean([next(logits) for _ in windows], axis=0)) for windows in texts]
 
@@ -92,6 +93,11 @@ class TextClassifier(PythonModel):
             likely = [label for label, p in probabilities.items() if p >= LIKELY]
             return {"labels": likely, "probabilities": probabilities}
         return {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}
+
+
+def _as_trained_on(text: str) -> str:
+    """Line ends as `\\n`, and a NUL as U+FFFD, as in the texts that the model was made of."""
+    return text.replace("\0", "\ufffd").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _of_transformers(folder: Path) -> Network:

@@ -25,7 +25,7 @@ ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 END = " \0\n"
 """Stands after each text in the file that the fast engine reads, which it does line by line. The pre-tokenizer makes a
 word of the NUL, whatever is before it, so that all other words are those of the texts; the one merge that it causes is
-taken out again. No text of a corpus holds a NUL."""
+taken out again. No text of a corpus holds a NUL, see `pipeline.text.normalise`."""
 NEWLINE, STANDS_FOR_IT = "\n", "\v"
 """Within a text. The next byte is a space too, and takes its place in every order, where no text holds one."""
 

@@ -69,7 +69,7 @@ def plain_rows(stream: IO[bytes], source: Source, how: Reading, first: int = 1, 
     What is too long for one row comes as several. `rest` has already been read.
     """
     for line, data in _pieces(stream, source, how, first, rest):
-        text = decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
+        text = _decoded(data, source, line, how)
         yield Row(line, (text if how.whole_files else text.rstrip("\r\n"),))
 
 
@@ -103,7 +103,14 @@ def lines(stream: IO[bytes], source: Source, how: Reading, first: int = 1) -> It
             size = f"{MAX_LINE_BYTES >> 20} MiB"
             raise DataError(f"{source.path}:{line}: a line of {size} or more. Break it into records")
         data = data.removeprefix(BOM) if line == 1 and source.is_from_start else data
-        yield line, decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
+        yield line, _decoded(data, source, line, how)
+
+
+def _decoded(data: bytes, source: Source, line: int, how: Reading) -> str:
+    """Bytes that are text as they stand, where a NUL says that they are none."""
+    text = decode(data, str(source.path), line, repair=how.repair, counts=how.counts)
+    refuse_binary(text, str(source.path), line)
+    return text
 
 
 def _json_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
@@ -256,7 +263,6 @@ def text_of(row: Row, source: Source, column: str) -> str:
     if not isinstance(value, str):
         where = f"{source.path}:{row.line}"
         raise DataError(f"{where}: {column} is {value!r:.60}, not a text. Name the column that holds text")
-    refuse_binary(value, str(source.path), row.line)
     return value
 
 

@@ -11,6 +11,8 @@ from tokenizers import pre_tokenizers
 from pipeline.errors import DataError
 
 MAX_DOCUMENT_CHARS = 1 << 20
+REPLACEMENT = "\ufffd"
+"""What stands for what cannot be a character of a text."""
 LETTERS_SAMPLED, SPACES_SAMPLED = 32, 8
 """Characters looked at of a word or a run of spaces that is too long, evenly spread: looking at each would be slow."""
 
@@ -27,7 +29,6 @@ def decode(data: bytes, where: str, line: int, *, repair: bool, counts: "Counter
             raise DataError(_invalid(data, where, line, error)) from error
         counts["repaired"] += 1
         text = data.decode("utf-8", errors="replace")
-    refuse_binary(text, where, line)
     return text
 
 
@@ -40,7 +41,7 @@ def _invalid(data: bytes, where: str, line: int, error: UnicodeDecodeError) -> s
 
 
 def refuse_binary(text: str, where: str, line: int) -> None:
-    """Raises DataError if there is a NUL character in the text."""
+    """Raises DataError if there is a NUL character in what a file of text holds as it stands."""
     at = text.find("\0")
     if at >= 0:
         line += text.count("\n", 0, at)
@@ -48,7 +49,8 @@ def refuse_binary(text: str, where: str, line: int) -> None:
 
 
 def normalise(text: str) -> str:
-    """Line ends as `\\n`, whatever the system they come from."""
+    """Line ends as `\\n`, whatever the system they come from; a NUL, which a record may spell out, as U+FFFD."""
+    text = text.replace("\0", REPLACEMENT)
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 

@@ -12,10 +12,19 @@ from jobs.mlflow_client import quiet
 from jobs.mlflow_models import pack_classifier
 from pipeline import export
 from pipeline.classify import probabilities
+from pipeline.text import normalise
 from tests.pipeline.toy_export import LABELS, classifier_folder, subject_of
 
 TEMPERATURE = 1.7
-TEXTS = ["the cat sat", "Mat", "the cat sat on the mat and " * 9, "", "<|eos|> a dog", "\u00e9t\u00e9"]
+TEXTS = [
+    "the cat sat",
+    "Mat",
+    "the cat sat on the mat and " * 9,
+    "",
+    "<|eos|> a dog",
+    "\u00e9t\u00e9",
+    "the\r\ncat\rsat\0here",
+]
 FORMATS = {"hf": "last", "onnx": "attention"}
 """Formats that are registered, and the pooling of the classifier in it."""
 
@@ -52,7 +61,7 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def calibrated(artifact: Path) -> list[list[float]]:
     """What an evaluation reports: the softmax of log p over the temperature."""
-    table = torch.from_numpy(probabilities(subject_of(artifact, 1.0)[1], TEXTS))
+    table = torch.from_numpy(probabilities(subject_of(artifact, 1.0)[1], [normalise(text) for text in TEXTS]))
     return (table.log() / TEMPERATURE).softmax(-1).tolist()
 
 

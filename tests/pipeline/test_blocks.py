@@ -20,6 +20,7 @@ JSON_LINES = [
     b'{"text": null}',
     b'{"text": ""}',
     b'  {"text": "spaces around"} \r',
+    b'{"text": "nul \\u0000"}',
     b'{"text": "twice", "text": "the last"}',
 ]
 ODD_JSON_LINES = [
@@ -30,7 +31,6 @@ ODD_JSON_LINES = [
     b'["text"]',
     b'"text"',
     b'{"text": "a',
-    b'{"text": "nul \\u0000"}',
     b'{"text": "bad \xff"}',
     b'{"text": "\\ud800"}',
     b'{"text": "raw nul \x00"}',

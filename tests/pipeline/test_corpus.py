@@ -139,6 +139,11 @@ def test_a_file_with_nothing_but_a_bom_has_no_rows(tmp_path):
     assert documents(tmp_path, tmp_path / "home") == ["one"]
 
 
+def test_a_nul_that_a_record_spells_out_becomes_the_replacement_character(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"text": "a\\u0000b"}\n')
+    assert documents(path, tmp_path / "home") == ["a\ufffdb"]
+
+
 def test_a_whole_file_can_be_one_document(tmp_path):
     path = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\n\r\ntwo\n")
     assert documents(path, tmp_path / "home", document="file") == ["one\n\ntwo\n"]
@@ -152,7 +157,7 @@ def test_a_whole_file_can_be_one_document(tmp_path):
         ("a.txt", "wide".encode("utf-16"), "a.txt:1:1: invalid UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl:2:"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": "\xff"}\n', "a.jsonl:3:11: invalid UTF-8"),
-        ("a.jsonl", b'{"text": "a\\u0000b"}\n', "a.jsonl:1: a NUL character"),
+        ("a.jsonl", b'{"text": "a\0b"}\n', "a.jsonl:1: a NUL character"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl:1:"),
         ("a.jsonl", b"[1, 2]\n", "a.jsonl:1: a JSON list"),
         ("a.jsonl", b'{"text": 5}\n', "a.jsonl:1: text is 5, not a text"),
