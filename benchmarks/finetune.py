@@ -42,7 +42,7 @@ def ours(turn: Turn, shape: str) -> None:
         seed=0,
     )
     for report in train(engine, sampling, lambda _: 1.0, Guard(engine.device), start=0, stop=10**6):
-        if report.step % STEPS == 0:
+        if report.step % STEPS == 1:
             turn(STEPS * TEXTS)
 
 
@@ -55,15 +55,21 @@ def transformers_loop(turn: Turn, shape: str) -> None:
 
     model = LlamaForSequenceClassification(_config(shape))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
-    for number, batch in enumerate(bucketed(shapes.documents(shape))):
-        if number % STEPS == 0:
-            turn(STEPS * TEXTS)
+
+    def step(batch: dict[str, torch.Tensor]) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
+    documents = shapes.documents(shape)
+    step(next(bucketed(documents)))
+    for number, batch in enumerate(bucketed(documents)):
+        if number % STEPS == 0:  # here, so that a slice is the batches that were sorted together
+            turn(STEPS * TEXTS)
+        step(batch)
 
 
 def bucketed(documents: Sequence[np.ndarray]) -> Iterator[dict[str, torch.Tensor]]:
@@ -97,7 +103,7 @@ def trainer(turn: Turn, shape: str) -> None:
     class TakeTurns(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             del args, control, more
-            if state.global_step % STEPS == 0:
+            if state.global_step % STEPS == 1:
                 turn(STEPS * TEXTS)
 
     def collate(rows: Sequence[tuple[np.ndarray, int]]) -> dict[str, torch.Tensor]:

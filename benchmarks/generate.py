@@ -47,8 +47,8 @@ def ours(turn: Turn, shape: str, rows: int, beams: int, dtype: str) -> None:
     packed = pack(language_model(shape), getattr(torch, dtype))
     write = partial(beam_search, packed, beams=beams) if beams > 1 else partial(generate, packed)
     while True:
-        turn(rows * NEW)
         write(prompts(shape, rows), max_new_tokens=NEW)
+        turn(rows * NEW)
 
 
 def transformers(turn: Turn, shape: str, rows: int, beams: int) -> None:
@@ -59,7 +59,6 @@ def transformers(turn: Turn, shape: str, rows: int, beams: int) -> None:
     model: Any = LlamaForCausalLM(config).eval()
     ids = torch.tensor(prompts(shape, rows))
     while True:
-        turn(rows * NEW)
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -69,6 +68,7 @@ def transformers(turn: Turn, shape: str, rows: int, beams: int) -> None:
             max_new_tokens=NEW,
             pad_token_id=2,
         )
+        turn(rows * NEW)
 
 
 def llama_cpp(turn: Turn, shape: str, rows: int) -> None:
@@ -94,9 +94,9 @@ def llama_cpp(turn: Turn, shape: str, rows: int) -> None:
         ]
         with ThreadPoolExecutor(rows) as threads:
             while True:
-                turn(rows * NEW)
                 for answer in threads.map(server.handle_completions, asked):
                     assert "choices" in answer or "content" in answer, answer
+                turn(rows * NEW)
 
 
 def _server(file: Path, rows: int) -> Any:

@@ -1,8 +1,9 @@
 """Contenders beside each other: each in a process of its own, in slices that take turns; medians and paired ratios.
 
-A contender is a function of a module that gets `turn` and its settings, prepares itself, works for ever and calls
-`turn(units)` after each slice of work: so a loop that belongs to somebody else is measured from inside, by a callback.
-While one works the others wait. Slices go A B C, C B A, ...: what drifts with time falls on all alike.
+A contender is a function of a module that gets `turn` and its settings, prepares itself, does a little of its work so
+that nothing is done for the first time in a turn, then works for ever and calls `turn(units)` after each slice: so a
+loop that belongs to somebody else is measured from inside, by a callback. All prepare at once; then, while one works,
+the others wait. Slices go A B C, C B A, ...: what drifts with time falls on all alike.
 """
 
 import argparse
@@ -82,15 +83,15 @@ class Measured:
         return statistics.median(own.rate / its.rate for own, its in pairs)
 
 
-def race(contenders: Sequence[Contender], *, rounds: int = 5, warmup: int = 1) -> list[Measured]:
-    """Every contender that can take part, measured; the first `warmup` rounds do not count."""
+def race(contenders: Sequence[Contender], *, rounds: int) -> list[Measured]:
+    """Every contender that can take part, measured."""
     running = [Running(contender) for contender in contenders if _can_take_part(contender)]
     try:
         for one in running:
             one.wait()
-        for number in range(warmup + rounds):
+        for number in range(rounds):
             for one in running if number % 2 == 0 else reversed(running):
-                one.go(counts=number >= warmup)
+                one.go()
         return [one.measured() for one in running]
     finally:
         for one in running:
@@ -127,14 +128,13 @@ class Running:
             raise RuntimeError(f"{self.contender.name} ended with exit code {self._process.wait()}")
         return json.loads(line)
 
-    def go(self, *, counts: bool) -> None:
+    def go(self) -> None:
         pipe = _stream(self._process.stdin)
         pipe.write("go\n")
         pipe.flush()
         said = self.wait()
         self._peaks_mib = said.pop("peaks_mib")
-        if counts:
-            self._slices.append(Slice(**said))
+        self._slices.append(Slice(**said))
 
     def measured(self) -> Measured:
         return Measured(self.contender.name, self._slices, self._peaks_mib)
@@ -218,8 +218,11 @@ class Race:
     contenders: Sequence[Contender]
     unit: str
     goals: Mapping[str, float] = field(default_factory=dict)
+    """The rival that ours is least ahead of, by its goal, comes first: it alone is in the short suite."""
     remark: Callable[[Measured], str] | None = None
     """What more there is to say of ours."""
+    takes_long: bool = False
+    """Too much so for the short suite."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +233,8 @@ class Report:
     missed: Sequence[str]
 
 
-def report(race_: Race, *, rounds: int, warmup: int = 1) -> Report:
-    measured = race(race_.contenders, rounds=rounds, warmup=warmup)
+def report(race_: Race, *, rounds: int) -> Report:
+    measured = race(race_.contenders, rounds=rounds)
     remark = f" {race_.remark(measured[0])}" if race_.remark else ""
     missed = [f"{race_.title}: {line}" for line in short_of(measured, race_.goals)]
     told = "".join(f"\n- short of the goal: {line}" for line in missed)

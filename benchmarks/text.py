@@ -7,12 +7,13 @@ not at all.
 """
 
 import argparse
+import atexit
 import gzip
 import itertools
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,15 @@ def vocabulary_ours(turn: Turn, file: str, size: float) -> None:
     texts = texts_of(file)
     with tempfile.TemporaryDirectory() as work:
         while True:
-            turn(size / 1e6)
             learn(lambda: texts, LEARNING, Path(work), torch.get_num_threads())
+            turn(size / 1e6)
 
 
 def vocabulary_tokenizers(turn: Turn, file: str, size: float) -> None:
     texts = texts_of(file)
     while True:
-        turn(size / 1e6)
         by_reference(texts, LEARNING)
+        turn(size / 1e6)
 
 
 def shards_ours(turn: Turn, file: str, size: float, tokenizer: str) -> None:
@@ -94,10 +95,10 @@ def shards_ours(turn: Turn, file: str, size: float, tokenizer: str) -> None:
         with on_ray(options) as submit:
             connected(options)
             for number in itertools.count():
-                turn(size / 1e6)
                 corpus = CorpusStage(config=CorpusConfig(path=file))
                 shards = ShardsStage(config=ShardsConfig(), corpus=corpus, tokenizer=Learnt(file=tokenizer))
                 list(build([shards], Store(Path(place) / str(number)), submit, cpus=options.cpus))
+                turn(size / 1e6)
 
 
 def datasets_map(turn: Turn, file: str, size: float, tokenizer: str) -> None:
@@ -109,7 +110,6 @@ def datasets_map(turn: Turn, file: str, size: float, tokenizer: str) -> None:
     encode = Tokenizer.from_file(tokenizer)
     with tempfile.TemporaryDirectory() as place:
         for number in itertools.count():
-            turn(size / 1e6)
             rows: Any = load_dataset("json", data_files=file, split="train", cache_dir=f"{place}/{number}")
             rows = rows.map(
                 lambda batch: {"ids": [found.ids for found in encode.encode_batch(batch["text"])]},
@@ -117,6 +117,7 @@ def datasets_map(turn: Turn, file: str, size: float, tokenizer: str) -> None:
                 remove_columns=["text"],
             )
             rows.save_to_disk(f"{place}/{number}-out")
+            turn(size / 1e6)
 
 
 def datatrove(turn: Turn, file: str, size: float, tokenizer: str) -> None:
@@ -126,7 +127,6 @@ def datatrove(turn: Turn, file: str, size: float, tokenizer: str) -> None:
 
     with tempfile.TemporaryDirectory() as place:
         for number in itertools.count():
-            turn(size / 1e6)
             LocalPipelineExecutor(
                 pipeline=[
                     JsonlReader(str(Path(file).parent), glob_pattern=Path(file).name, doc_progress=False),
@@ -134,6 +134,7 @@ def datatrove(turn: Turn, file: str, size: float, tokenizer: str) -> None:
                 ],
                 logging_dir=f"{place}/{number}-logs",
             ).run()
+            turn(size / 1e6)
 
 
 def contenders(task: str, file: Path, size: float, tokenizer: Path) -> list[Contender]:
@@ -153,22 +154,22 @@ def contenders(task: str, file: Path, size: float, tokenizer: Path) -> list[Cont
 
 
 def races(shape: str = "", source: Path | None = None, megabytes: float = 32.0) -> Iterator[Race]:
-    """The files are there for as long as the races are asked for."""
-    del shape  # text has none
-    with prepared(source, megabytes) as (file, size, tokenizer):
-        for task, goals in GOALS.items():
-            yield Race(f"{task}, {size / 1e6:.0f} MB", contenders(task, file, size, tokenizer), "MB", goals)
+    """Of text alone: `shape` is not asked for."""
+    del shape
+    file, size, tokenizer = prepared(source, megabytes)
+    for task, goals in GOALS.items():
+        yield Race(f"{task}, {size / 1e6:.0f} MB", contenders(task, file, size, tokenizer), "MB", goals)
 
 
-@contextmanager
-def prepared(source: Path | None, megabytes: float) -> Iterator[tuple[Path, float, Path]]:
-    """A corpus, its size in bytes, and a tokenizer that was learned from it."""
-    with tempfile.TemporaryDirectory() as place:
-        file, tokenizer = Path(place) / "corpus.jsonl", Path(place) / "tokenizer.json"
-        size = write_corpus(file, source, megabytes)
-        learned, _ = learn(lambda: texts_of(str(file)), LEARNING, Path(place), torch.get_num_threads())
-        learned.save(str(tokenizer))
-        yield file, size, tokenizer
+def prepared(source: Path | None, megabytes: float) -> tuple[Path, float, Path]:
+    """A corpus, its size in bytes, and a tokenizer that was learned from it. They are there until this process ends."""
+    place = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, place)
+    file, tokenizer = place / "corpus.jsonl", place / "tokenizer.json"
+    size = write_corpus(file, source, megabytes)
+    learned, _ = learn(lambda: texts_of(str(file)), LEARNING, place, torch.get_num_threads())
+    learned.save(str(tokenizer))
+    return file, size, tokenizer
 
 
 def scale(source: Path | None, megabytes: float, rounds: int) -> str:
@@ -177,13 +178,14 @@ def scale(source: Path | None, megabytes: float, rounds: int) -> str:
         "| MB | seconds | MB/s | peak MiB of the largest process | of all, what they share more than once |",
         "|---|---|---|---|---|",
     ]
-    with prepared(source, 32.0) as (first, _, tokenizer), tempfile.TemporaryDirectory() as place:
+    first, _, tokenizer = prepared(source, 32.0)
+    with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole.jsonl"
         write_corpus(whole, source, 4 * megabytes)
         for times in (1, 2, 4):
             size = write_corpus(first, whole, times * megabytes)
             (ours, *_) = contenders("shards", first, size, tokenizer)
-            (measured,) = race([ours], rounds=rounds, warmup=0)
+            (measured,) = race([ours], rounds=rounds)
             cells = (size / 1e6 / measured.rate, measured.rate, measured.peaks_mib[0], measured.peak_mib)
             lines.append(f"| {size / 1e6:,.0f} | {' | '.join(f'{cell:,.1f}' for cell in cells)} |")
     return "\n".join(lines)
