@@ -10,16 +10,17 @@ import sys
 from pathlib import Path
 
 SEEDS = (0, 1, 2)
-COLUMNS = ("classifier", "random weights", "TF-IDF + LR")
+COLUMNS = ("classifier", "random weights", "TF-IDF + LR", "ECE")
 
 
 def run(seed: int) -> tuple[float, ...]:
-    """Test macro-F1 of the classifier, of the same body from random weights, and of the baseline."""
+    """Test macro-F1 of the classifier, the same body from random weights, and the baseline; our calibrated ECE."""
     command = [str(Path(sys.executable).with_name("gristmill")), "run", "configs/quickstart.yaml", "--json"]
     command += ["--set", f"seed={seed}", "--set", "evaluate.random_init=true", *sys.argv[1:]]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    return result["macro_f1"], result["random_init"]["macro_f1"], result["baseline"]["macro_f1"]
+    rivals = result["random_init"]["macro_f1"], result["baseline"]["macro_f1"]
+    return result["macro_f1"], *rivals, result["ece_calibrated"]
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ CHUNK_CHARS = 1 << 20
 EXCERPT_CHARS = 240
 
 SEPARATOR = "\0"
-"""Between documents. No text has it: readers refuse it."""
+"""Between documents. No text has it: one that spells it out is read with U+FFFD in its place."""
 
 Hashes = UInt64[np.ndarray, " hashes"]
 Numbers = Int64[np.ndarray, " hashes"]
