@@ -1,7 +1,11 @@
 """The class, or the classes, that a row of a file gives to its text."""
 
+from collections.abc import Sequence
 from math import isnan
 from typing import Any
+
+import orjson
+import pyarrow as pa
 
 from pipeline.errors import DataError
 
@@ -40,6 +44,34 @@ def class_names(value: object, where: str, separator: str) -> tuple[str, ...]:
         f"{where} is {value!r:.60}: not a list of classes. Give [{value!r:.60}]; where each text has one class, set "
         "labels.multi_label to false"
     )
+
+
+Names = Sequence[str] | None
+"""Those that the numbers of a column stand for, where they stand for any."""
+
+
+def class_label_names(schema: pa.Schema, column: str) -> Names:
+    """The names of a column's classes where `datasets` keeps numbers in their place (its feature ClassLabel)."""
+    told = (schema.metadata or {}).get(b"huggingface")
+    try:
+        feature = orjson.loads(told)["info"]["features"][column] if told else {}
+        feature = feature.get("feature", feature)  # what a list holds
+        return feature["names"] if feature.get("_type") == "ClassLabel" else None
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):  # written by something else
+        return None
+
+
+def by_name(values: list[Any], names: Names) -> list[Any]:
+    """Class numbers, or lists of them, as names. One below 0, which says that there is no class, becomes None."""
+    return values if names is None else [_named(value, names) for value in values]
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(item, names) for item in value]
+    if not isinstance(value, int) or value >= len(names):
+        return value
+    return names[value] if value >= 0 else None
 
 
 def _listed(item: Any, value: object, where: str) -> str:

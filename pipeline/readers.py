@@ -14,6 +14,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.classes import Names, by_name, class_label_names
 from pipeline.errors import DataError
 from pipeline.sources import SAVED_DATASET, Source
 from pipeline.streams import open_bytes, readable
@@ -190,7 +191,8 @@ def _parquet_rows(source: Source, columns: Sequence[str], how: Reading) -> Itera
     with readable(source.path), seekable(source) as place, pq.ParquetFile(place, pre_buffer=False) as file:
         check_columns(str(source.path), file.schema_arrow.names, columns)
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
-        yield from _table_rows(batches, source, columns, how, source.n_bytes / max(1, file.metadata.num_rows))
+        names = [class_label_names(file.schema_arrow, column) for column in columns]
+        yield from _table_rows(batches, source, columns, names, how, source.n_bytes / max(1, file.metadata.num_rows))
 
 
 @contextmanager
@@ -214,15 +216,24 @@ def _saved_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterato
             raise DataError(f"{source.path}: not a dataset that save_to_disk wrote: {error}. Save it again") from error
         check_columns(str(source.path), dataset.column_names, columns)
         tables = dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=BATCH_ROWS)
-        yield from _table_rows(tables, source, columns, how, source.n_bytes / max(1, len(dataset)))
+        names = [class_label_names(dataset.features.arrow_schema, column) for column in columns]
+        yield from _table_rows(tables, source, columns, names, how, source.n_bytes / max(1, len(dataset)))
 
 
 def _table_rows(
-    batches: Iterator[Any], source: Source, columns: Sequence[str], how: Reading, row_bytes: float
+    batches: Iterator[Any],
+    source: Source,
+    columns: Sequence[str],
+    names: Sequence[Names],
+    how: Reading,
+    row_bytes: float,
 ) -> Iterator[Row]:
     row = 0
     for batch in batches:
-        values = [column_values(batch.column(name), f"{source.path}", row + 1, how) for name in columns]
+        values = [
+            by_name(column_values(batch.column(column), f"{source.path}", row + 1, how), of)
+            for column, of in zip(columns, names, strict=True)
+        ]
         for cells in zip(*values, strict=True):
             row += 1
             yield Row(row, cells)

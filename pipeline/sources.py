@@ -45,7 +45,7 @@ class Source:
 
 
 def find(path: str) -> list[Source]:
-    """The sources that a file, a folder, a glob or a saved dataset names, sorted by name.
+    """The sources that a file, a folder, a glob or a saved dataset (of several splits, too) names, sorted by name.
 
     Folders are searched without following links to folders, so a loop of links is harmless; what is not of a known
     kind is passed over there. Raises DataError where nothing can be read.
@@ -64,10 +64,10 @@ def find(path: str) -> list[Source]:
 def _distinct(given: Path) -> list[Path]:
     """What to read, each file once even where links lead to it by several names."""
     if given.is_dir():
-        found = [given] if _is_saved_dataset(given) else list(_walk(given))
+        found = _saved_datasets(given) or list(_walk(given))
     else:
         found = [given] if given.is_file() else _matches(given)
-    known = [p for p in found if p == given or kind_of(p)]
+    known = [p for p in found if p == given or p.is_dir() or kind_of(p)]
     return list({p.resolve(): p for p in sorted(known, reverse=True)}.values())
 
 
@@ -101,10 +101,12 @@ def _matches(pattern: Path) -> list[Path]:
     return [p for p in root.glob(str(rest)) if p.is_file()]
 
 
+def _saved_datasets(folder: Path) -> list[Path]:
+    """The folder itself, or those in it, which are the splits of a saved `DatasetDict`."""
+    return [place for place in (folder, *folder.iterdir()) if _is_saved_dataset(place)]
+
+
 def _is_saved_dataset(folder: Path) -> bool:
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        raise DataError(f"{folder}: a saved dataset with the splits {', '.join(splits)}. Give the folder of one")
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 

@@ -1,8 +1,10 @@
-"""Which split a labelled text belongs to: said by a column, or drawn by its hash, so that equal texts stay together."""
+"""Which split a labelled text is of: a column says it, or its file, or a hash, so that equal texts stay together."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal, NamedTuple
 
 from pipeline.errors import DataError
@@ -20,7 +22,10 @@ NAMES: dict[str, SplitName] = {
     "dev": "validation",
     "test": "test",
 }
-"""What a split column may say, in any case of letters."""
+"""What a split column may say, or a word in the name of a file, in any case of letters."""
+
+FILES = "files"
+"""In place of a column: the names of the files say it."""
 
 NO_CLASS = ""
 """What rows without a class count as; no class has this name."""
@@ -51,6 +56,23 @@ class LabelledSplit:
 
 
 Splits = dict[SplitName, list[Example]]
+
+
+def split_of_file(name: str, where: str) -> SplitName:
+    """What the name of a file says, or of the nearest folder above that says anything, as test-00000-of-00002.parquet.
+
+    Raises DataError that begins with `where` if none does, or one says two things.
+    """
+    for part in reversed(PurePath(name).parts):
+        said: set[SplitName] = {NAMES[word] for word in re.findall("[a-z]+", part.lower()) if word in NAMES}
+        if len(said) > 1:
+            raise DataError(f"{where}: {part!r} says {' and '.join(sorted(said))}. Name the file after its split alone")
+        if said:
+            return said.pop()
+    raise DataError(
+        f"{where}: no word of its name says whether its rows are to train, validate or test on. "
+        "Rename it, as train.csv, or give a glob that leaves it out"
+    )
 
 
 def by_column(examples: Sequence[Example], column: str) -> Splits:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
@@ -21,6 +22,7 @@ from pipeline.overlap import overlap
 from pipeline.readers import Reading, Row, read_rows, text_of
 from pipeline.sources import Source
 from pipeline.splitting import (
+    FILES,
     Example,
     LabelledSplit,
     SplitName,
@@ -28,6 +30,7 @@ from pipeline.splitting import (
     by_fractions,
     carve_validation,
     few_of_each,
+    split_of_file,
 )
 from pipeline.stage import Context, Stage
 from pipeline.tables import lists_of_texts, write_table
@@ -54,7 +57,8 @@ class LabelsConfig:
     separator: Annotated[str, MinLen(1)] = added(SEPARATOR)
     """What stands between the classes in such a string."""
     split: str | tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """The column that says train, validation or test; or the fractions of these three, drawn by a hash of the text."""
+    """The column that says train, validation or test; `files` where the names of files do (train.csv,
+    test-00000-of-00002.parquet); or the fractions of these three, drawn by a hash of the text."""
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
     """The part of train used for validation where no validation rows are given."""
     train_per_class: Annotated[int, Ge(1)] | None = added(None)
@@ -124,11 +128,17 @@ class Labels:
 class LabelsStage(Stage[Labels]):
     """Read the labelled text once and fix its splits."""
 
+    VERSION = 2
+
     config: LabelsConfig
     seed: int = 0
 
     def sources(self) -> Mapping[str, str]:
-        return sources.digests(self.config.path)
+        found = sources.digests(self.config.path)
+        if self.config.split != FILES:
+            return found
+        said = [_split_of(source) for source in sources.find(self.config.path) for _ in source.files]
+        return {f"{place} {split}": digest for (place, digest), split in zip(found.items(), said, strict=True)}
 
     def run(self, ctx: Context) -> None:
         digest = sources.digest(self.config.path)
@@ -143,7 +153,7 @@ class LabelsStage(Stage[Labels]):
         _write(ctx.out, splits, names, multi_label=self.config.multi_label)
         ctx.notes["metrics"] = _metrics(splits, names, counts)
         rows = " / ".join(f"{len(chosen):,}" for chosen in splits.values())
-        doubt = "" if self.config.multi_label else _doubt(names)
+        doubt = _mixed(self.config) + ("" if self.config.multi_label else _doubt(names))
         ctx.notes["headline"] = f"{len(names)} classes, {rows} texts ({' / '.join(splits)}){doubt}"
         ctx.notes["duplicates_across_splits"] = counts["duplicates_across_splits"]
         ctx.notes["datasets"] = [sources.described(self.config.path, digest, "labels")]
@@ -153,18 +163,21 @@ class LabelsStage(Stage[Labels]):
 
 
 def _examples(config: LabelsConfig, ctx: Context, counts: "Counter[str]") -> Iterator[Example]:
-    columns = [config.text, config.label, *([config.split] if isinstance(config.split, str) else [])]
+    by_files = config.split == FILES
+    columns = [config.text, config.label]
+    columns += [config.split] if isinstance(config.split, str) and not by_files else []
     how = Reading(
         repair=config.invalid_utf8 == "repair", on_read=lambda count: counts.update(bytes_read=count), counts=counts
     )
     found = sources.find(config.path)
     total = sum(source.n_bytes for source in found)
     for source in found:
+        split = _split_of(source) if by_files else ""
         for row in read_rows(source, columns, how):
             counts["read"] += 1
             if counts["read"] % PROGRESS_EVERY == 0:
                 ctx.tracker.progress(counts["bytes_read"], total, f"{counts['read']:,} rows")
-            example = _example(config, source, row)
+            example = _example(config, source, row, split)
             counts["lists"] += isinstance(row.values[1], list)
             counts["blank"] += not example
             if example:
@@ -172,13 +185,17 @@ def _examples(config: LabelsConfig, ctx: Context, counts: "Counter[str]") -> Ite
     ctx.tracker.progress(total, total, f"{counts['read']:,} rows")
 
 
-def _example(config: LabelsConfig, source: Source, row: Row) -> Example | None:
-    """A row as an example; None if its text is blank."""
+def _split_of(source: Source) -> SplitName:
+    return split_of_file(source.name, str(source.path))
+
+
+def _example(config: LabelsConfig, source: Source, row: Row, split: str) -> Example | None:
+    """A row as an example; None if its text is blank. `split` is that of its file, where no column says it."""
     where = f"{source.path}:{row.line}"
     text = normalise(text_of(row, source, config.text))
     at = f"{where}: {config.label}"
     label = class_names(row.values[1], at, config.separator) if config.multi_label else class_name(row.values[1], at)
-    split = str(row.values[2]) if len(row.values) > 2 else ""
+    split = str(row.values[2]) if len(row.values) > 2 else split
     return Example(text, label, split, where) if text.strip() else None
 
 
@@ -200,6 +217,15 @@ def _check_several(config: LabelsConfig, examples: list[Example], counts: "Count
         f"{len(examples):,} rows. Set labels.multi_label to false, or labels.separator to what stands between classes "
         f"(it is {config.separator!r})"
     )
+
+
+def _mixed(config: LabelsConfig) -> str:
+    """What to say where files are named after splits, and yet these are drawn."""
+    said: set[SplitName] = set()
+    for source in sources.find(config.path) if not isinstance(config.split, str) else ():
+        with suppress(DataError):
+            said.add(_split_of(source))
+    return "; files are named after splits: is labels.split: files meant?" if len(said) > 1 else ""
 
 
 def _doubt(names: list[str]) -> str:

@@ -63,14 +63,15 @@ def test_every_format_gives_the_same_documents_and_bytes(tmp_path, kind, compres
     assert made(corpus_of(path), home).digest == made(corpus_of(plain), home).digest
 
 
-def test_a_saved_dataset_is_read_and_one_with_splits_names_them(tmp_path):
+def test_a_saved_dataset_is_read_and_so_are_all_splits_of_one(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     dataset = datasets.Dataset.from_dict({"text": TWO})
     dataset.save_to_disk(tmp_path / "saved")
-    datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "splits")
+    other = datasets.Dataset.from_dict({"text": ["three"]})
+    datasets.DatasetDict({"train": dataset, "test": other}).save_to_disk(tmp_path / "splits")
     assert documents(tmp_path / "saved", tmp_path / "home") == TWO
-    assert "splits train" in refused(tmp_path / "splits", tmp_path)
+    assert documents(tmp_path / "splits", tmp_path / "home") == ["three", *TWO]
     assert documents(tmp_path / "splits" / "train", tmp_path / "home") == TWO
 
 

@@ -58,6 +58,94 @@ def test_given_validation_rows_are_kept(tmp_path):
     assert labels(rows_file(tmp_path / "a.jsonl", rows), split="split").split("validation").texts == ["held"]
 
 
+def write_splits(folder: Path, names: list[str]) -> Path:
+    """Rows of both classes in a file of each name, whose texts begin with the name."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        rows_file(folder / name, [{**row, "text": f"{name} {row['text']}"} for row in two_classes(20)])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["test.jsonl", "train.jsonl", "dev.jsonl"],
+        ["news_test-00000-of-00001.jsonl", "news_Train-00000-of-00001.jsonl", "news_validation-00000-of-00001.jsonl"],
+        ["test/a.jsonl", "training/a.jsonl", "val/a.jsonl"],
+        ["train-and-test/test.jsonl", "train-and-test/train.jsonl", "train-and-test/valid.jsonl"],
+    ],
+)
+def test_files_that_are_named_after_splits_are_them(tmp_path, names):
+    texts = texts_by_split(labels(write_splits(tmp_path / "data", names), split="files"))
+    test, train, validation = names
+    for split, name in {"train": train, "validation": validation, "test": test}.items():
+        assert texts[split] == [f"{name} text number {i}" for i in range(20)]
+
+
+def test_the_splits_of_a_saved_dataset_are_them(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    parts = {"train": two_classes(40), "test": [{"text": "held out", "label": "odd"}]}
+    datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}).save_to_disk(
+        tmp_path / "saved"
+    )
+    assert labels(tmp_path / "saved", split="files").split("test").texts == ["held out"]
+
+
+@pytest.mark.parametrize("as_parquet", [True, False])
+def test_classes_that_a_dataset_keeps_as_numbers_have_their_names(tmp_path, as_parquet):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    classes = datasets.ClassLabel(names=["even", "odd"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": classes, "all": [classes]})
+    rows = [{"text": f"number {i}", "label": i % 2, "all": [i % 2]} for i in range(40)]
+    kept = datasets.Dataset.from_list(rows, features=features)
+    path = tmp_path / ("a.parquet" if as_parquet else "saved")
+    kept.to_parquet(path) if as_parquet else kept.save_to_disk(path)
+    assert labels(path, split=NO_VALIDATION).names == ["even", "odd"]
+    several = labels(path, split=NO_VALIDATION, label="all", multi_label=True)
+    assert several.names == ["even", "odd"]
+
+
+def test_a_row_whose_class_a_dataset_does_not_know_is_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = [{"text": "one", "label": 0}, {"text": "two", "label": -1}]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    assert "saved:2: label is None: this row has no class" in refused(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rest.jsonl", "rest.jsonl: no word of its name says"),
+        ("contest.jsonl", "contest.jsonl: no word of its name says"),
+        ("train_test.jsonl", "'train_test.jsonl' says test and train"),
+    ],
+)
+def test_a_file_whose_name_says_no_one_split_is_refused(tmp_path, name, message):
+    folder = write_splits(tmp_path / "data", ["train.jsonl", "test.jsonl", name])
+    assert message in refused(folder, split="files")
+
+
+def test_what_files_are_called_is_part_of_the_key_where_it_counts(tmp_path):
+    keys = []
+    for names in (["a-train.jsonl", "b-test.jsonl"], ["a-test.jsonl", "b-train.jsonl"]):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        for name in names:
+            rows_file(folder / name, two_classes())
+        keys.append([labels_of(folder, split=split).key({}) for split in ("files", FRACTIONS)])
+    (files, drawn), (other_files, also_drawn) = keys
+    assert files != other_files
+    assert drawn == also_drawn
+
+
+def test_files_named_after_splits_that_are_drawn_anew_are_remarked_on(tmp_path):
+    folder = write_splits(tmp_path / "data", ["train.jsonl", "test.jsonl"])
+    assert "is labels.split: files meant?" in made(labels_of(folder), tmp_path / "home").notes["headline"]
+
+
 def test_targets_are_indices_into_sorted_names(tmp_path):
     found = labels(rows_file(tmp_path / "a.jsonl", two_classes()))
     train = found.split("train")
