@@ -56,7 +56,8 @@ def class_label_names(schema: pa.Schema, column: str) -> Names:
     try:
         feature = orjson.loads(told)["info"]["features"][column] if told else {}
         feature = feature.get("feature", feature)  # what a list holds
-        return feature["names"] if feature.get("_type") == "ClassLabel" else None
+        names = feature["names"] if feature.get("_type") == "ClassLabel" else None
+        return names if isinstance(names, list) else None
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):  # written by something else
         return None
 

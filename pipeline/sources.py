@@ -64,11 +64,10 @@ def find(path: str) -> list[Source]:
 def _distinct(given: Path) -> list[Path]:
     """What to read, each file once even where links lead to it by several names."""
     if given.is_dir():
-        found = _saved_datasets(given) or list(_walk(given))
+        found = [given] if _is_saved_dataset(given) else _files_in(given) or _saved_in(given)
     else:
-        found = [given] if given.is_file() else _matches(given)
-    known = [p for p in found if p == given or p.is_dir() or kind_of(p)]
-    return list({p.resolve(): p for p in sorted(known, reverse=True)}.values())
+        found = [given] if given.is_file() else [p for p in _matches(given) if kind_of(p)]
+    return list({p.resolve(): p for p in sorted(found, reverse=True)}.values())
 
 
 def _nothing(given: Path) -> str:
@@ -101,9 +100,13 @@ def _matches(pattern: Path) -> list[Path]:
     return [p for p in root.glob(str(rest)) if p.is_file()]
 
 
-def _saved_datasets(folder: Path) -> list[Path]:
-    """The folder itself, or those in it, which are the splits of a saved `DatasetDict`."""
-    return [place for place in (folder, *folder.iterdir()) if _is_saved_dataset(place)]
+def _files_in(folder: Path) -> list[Path]:
+    return [file for file in _walk(folder) if kind_of(file)]
+
+
+def _saved_in(folder: Path) -> list[Path]:
+    """The splits of a saved `DatasetDict`."""
+    return [place for place in folder.iterdir() if _is_saved_dataset(place)]
 
 
 def _is_saved_dataset(folder: Path) -> bool:

@@ -73,6 +73,8 @@ def test_a_saved_dataset_is_read_and_so_are_all_splits_of_one(tmp_path):
     assert documents(tmp_path / "saved", tmp_path / "home") == TWO
     assert documents(tmp_path / "splits", tmp_path / "home") == ["three", *TWO]
     assert documents(tmp_path / "splits" / "train", tmp_path / "home") == TWO
+    write(tmp_path / "splits" / "more.txt", "four")
+    assert documents(tmp_path / "splits", tmp_path / "home") == ["four"]
 
 
 def test_a_folder_a_glob_and_another_place_have_the_same_key(tmp_path):

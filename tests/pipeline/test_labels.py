@@ -107,6 +107,19 @@ def test_classes_that_a_dataset_keeps_as_numbers_have_their_names(tmp_path, as_p
     assert several.names == ["even", "odd"]
 
 
+@pytest.mark.parametrize(
+    "told",
+    ["not JSON", "[]", "{}", '{"info": {"features": {"label": 5}}}']
+    + [
+        f'{{"info": {{"features": {{"label": {{"_type": "ClassLabel", "names": {names}}}}}}}}}' for names in (5, "null")
+    ],
+)
+def test_where_somebody_else_wrote_the_metadata_numbers_are_the_classes(tmp_path, told):
+    table = pa.table({"text": [f"number {i}" for i in range(20)], "label": [i % 2 for i in range(20)]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": told}), tmp_path / "a.parquet")
+    assert labels(tmp_path / "a.parquet", split=NO_VALIDATION).names == ["0", "1"]
+
+
 def test_a_row_whose_class_a_dataset_does_not_know_is_named(tmp_path):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])})
