@@ -119,7 +119,11 @@ def _inputs_of(key: str, value: str, folder: Path, kept: Path) -> dict[str, Path
             f"an absolute path that the cluster has"
         )
     is_data = key.rpartition(".")[2] == DATA
-    paths = [p for source in sources.find(str(folder / value)) for p in source.files] if is_data else [folder / value]
+    paths = (
+        [p for source in sources.find(str(folder / value), splits=True) for p in source.files]
+        if is_data
+        else [folder / value]
+    )
     for path in paths:
         if NEVER & set(path.relative_to(folder).parts) or path.is_relative_to(kept):
             raise UsageError(f"{key}={value}: means {path} too, which never goes along. Name the data more closely")

@@ -44,15 +44,16 @@ class Source:
         return sum(file.stat().st_size for file in self.files)
 
 
-def find(path: str) -> list[Source]:
-    """The sources that a file, a folder, a glob or a saved dataset (of several splits, too) names, sorted by name.
+def find(path: str, *, splits: bool = False) -> list[Source]:
+    """The sources that a file, a folder, a glob or a saved dataset names, sorted by name.
 
     Folders are searched without following links to folders, so a loop of links is harmless; what is not of a known
-    kind is passed over there. Raises DataError where nothing can be read.
+    kind is passed over there. Raises DataError where nothing can be read, and for a saved dataset of several splits
+    unless `splits` asks for all of them.
     """
     try:
         given = Path(path).expanduser()
-        paths = _distinct(given)
+        paths = _distinct(given, splits)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~` of an unknown user
         raise DataError(f"{path}: cannot be looked up: {error}. Correct the path or its permissions") from error
     if not paths:
@@ -61,13 +62,27 @@ def find(path: str) -> list[Source]:
     return sorted((_source(p, base) for p in paths), key=lambda s: s.name)
 
 
-def _distinct(given: Path) -> list[Path]:
+def _distinct(given: Path, splits: bool) -> list[Path]:
     """What to read, each file once even where links lead to it by several names."""
     if given.is_dir():
-        found = [given] if _is_saved_dataset(given) else _files_in(given) or _saved_in(given)
+        found = _in_folder(given, splits)
     else:
         found = [given] if given.is_file() else [p for p in _matches(given) if kind_of(p)]
     return list({p.resolve(): p for p in sorted(found, reverse=True)}.values())
+
+
+def _in_folder(folder: Path, splits: bool) -> list[Path]:
+    if _is_saved_dataset(folder):
+        return [folder]
+    saved = [place for place in sorted(folder.iterdir()) if _is_saved_dataset(place)]
+    if (folder / "dataset_dict.json").is_file() and not splits:
+        names = ", ".join(place.name for place in saved)
+        raise DataError(
+            f"{folder}: a saved dataset with the splits {names}. Give the folder of one; "
+            "labels.split: files takes all of them"
+        )
+    files = [file for file in _walk(folder) if kind_of(file)]
+    return files or (saved if splits else [])
 
 
 def _nothing(given: Path) -> str:
@@ -100,15 +115,6 @@ def _matches(pattern: Path) -> list[Path]:
     return [p for p in root.glob(str(rest)) if p.is_file()]
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return [file for file in _walk(folder) if kind_of(file)]
-
-
-def _saved_in(folder: Path) -> list[Path]:
-    """The splits of a saved `DatasetDict`."""
-    return [place for place in folder.iterdir() if _is_saved_dataset(place)]
-
-
 def _is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
@@ -130,13 +136,13 @@ def _source(path: Path, base: str) -> Source:
     return Source(name, path, *kind)
 
 
-def digests(path: str) -> dict[str, str]:
+def digests(path: str, *, splits: bool = False) -> dict[str, str]:
     """`{place and kind: BLAKE3}` of every file that `path` means, in the order they are read.
 
     What a file is called does not count, only how it is read: a renamed or moved file is the same data. Raises
     DataError where one cannot be read.
     """
-    files = [(source, file) for source in find(path) for file in source.files]
+    files = [(source, file) for source in find(path, splits=splits) for file in source.files]
     return {f"{i:06d} {source.kind}{source.compression}": _digest(file) for i, (source, file) in enumerate(files)}
 
 
@@ -148,9 +154,9 @@ def folder_digests(folder: str, patterns: Sequence[str]) -> dict[str, str]:
     return {name: _digest(file) for name, file in files.items()}
 
 
-def digest(path: str) -> str:
+def digest(path: str, *, splits: bool = False) -> str:
     """One digest for all that `path` means."""
-    return combined({name: {"blake3": value} for name, value in digests(path).items()})
+    return combined({name: {"blake3": value} for name, value in digests(path, splits=splits).items()})
 
 
 def described(path: str, digest: str, context: str) -> dict[str, str]:
@@ -158,9 +164,9 @@ def described(path: str, digest: str, context: str) -> dict[str, str]:
     return {"name": Path(path).name, "source": str(Path(path).absolute()), "digest": digest, "context": context}
 
 
-def check_unchanged(path: str, before: str) -> None:
+def check_unchanged(path: str, before: str, *, splits: bool = False) -> None:
     """Raises DataError if the bytes are no longer those that were there when reading began."""
-    if digest(path) != before:
+    if digest(path, splits=splits) != before:
         raise DataError(f"{Path(path).absolute()}: changed while it was read. Run again once nothing writes to it")
 
 

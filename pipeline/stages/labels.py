@@ -80,6 +80,11 @@ class LabelsConfig:
                 "train and test above 0: for example [0.8, 0.1, 0.1]"
             )
 
+    @property
+    def by_files(self) -> bool:
+        """Whether the names of files say the split."""
+        return self.split == FILES
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -134,17 +139,17 @@ class LabelsStage(Stage[Labels]):
     seed: int = 0
 
     def sources(self) -> Mapping[str, str]:
-        found = sources.digests(self.config.path)
-        if self.config.split != FILES:
+        found = sources.digests(self.config.path, splits=self.config.by_files)
+        if not self.config.by_files:
             return found
-        said = [_split_of(source) for source in sources.find(self.config.path) for _ in source.files]
+        said = [_split_of(source) for source in sources.find(self.config.path, splits=True) for _ in source.files]
         return {f"{place} {split}": digest for (place, digest), split in zip(found.items(), said, strict=True)}
 
     def run(self, ctx: Context) -> None:
-        digest = sources.digest(self.config.path)
+        digest = sources.digest(self.config.path, splits=self.config.by_files)
         counts: Counter[str] = Counter()
         examples = list(_examples(self.config, ctx, counts))
-        sources.check_unchanged(self.config.path, digest)
+        sources.check_unchanged(self.config.path, digest, splits=self.config.by_files)
         names = sorted({name for example in examples for name in example.classes})
         _check_classes(self.config, names)
         if self.config.multi_label:
@@ -163,16 +168,15 @@ class LabelsStage(Stage[Labels]):
 
 
 def _examples(config: LabelsConfig, ctx: Context, counts: "Counter[str]") -> Iterator[Example]:
-    by_files = config.split == FILES
     columns = [config.text, config.label]
-    columns += [config.split] if isinstance(config.split, str) and not by_files else []
+    columns += [config.split] if isinstance(config.split, str) and not config.by_files else []
     how = Reading(
         repair=config.invalid_utf8 == "repair", on_read=lambda count: counts.update(bytes_read=count), counts=counts
     )
-    found = sources.find(config.path)
+    found = sources.find(config.path, splits=config.by_files)
     total = sum(source.n_bytes for source in found)
     for source in found:
-        split = _split_of(source) if by_files else ""
+        split = _split_of(source) if config.by_files else ""
         for row in read_rows(source, columns, how):
             counts["read"] += 1
             if counts["read"] % PROGRESS_EVERY == 0:
@@ -221,8 +225,10 @@ def _check_several(config: LabelsConfig, examples: list[Example], counts: "Count
 
 def _mixed(config: LabelsConfig) -> str:
     """What to say where files are named after splits, and yet these are drawn."""
+    if isinstance(config.split, str):
+        return ""
     said: set[SplitName] = set()
-    for source in sources.find(config.path) if not isinstance(config.split, str) else ():
+    for source in sources.find(config.path):
         with suppress(DataError):
             said.add(_split_of(source))
     return "; files are named after splits: is labels.split: files meant?" if len(said) > 1 else ""

@@ -63,7 +63,7 @@ def test_every_format_gives_the_same_documents_and_bytes(tmp_path, kind, compres
     assert made(corpus_of(path), home).digest == made(corpus_of(plain), home).digest
 
 
-def test_a_saved_dataset_is_read_and_so_are_all_splits_of_one(tmp_path):
+def test_a_saved_dataset_is_read_and_one_with_splits_names_them(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     dataset = datasets.Dataset.from_dict({"text": TWO})
@@ -71,10 +71,8 @@ def test_a_saved_dataset_is_read_and_so_are_all_splits_of_one(tmp_path):
     other = datasets.Dataset.from_dict({"text": ["three"]})
     datasets.DatasetDict({"train": dataset, "test": other}).save_to_disk(tmp_path / "splits")
     assert documents(tmp_path / "saved", tmp_path / "home") == TWO
-    assert documents(tmp_path / "splits", tmp_path / "home") == ["three", *TWO]
+    assert "splits test, train" in refused(tmp_path / "splits", tmp_path)
     assert documents(tmp_path / "splits" / "train", tmp_path / "home") == TWO
-    write(tmp_path / "splits" / "more.txt", "four")
-    assert documents(tmp_path / "splits", tmp_path / "home") == ["four"]
 
 
 def test_a_folder_a_glob_and_another_place_have_the_same_key(tmp_path):
@@ -315,7 +313,7 @@ def test_parts_and_groups_depend_on_the_text_only(tmp_path, monkeypatch):
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", "one\ntwo\n")
     answers = iter(["before", "after"])
-    monkeypatch.setattr(sources, "digest", lambda _: next(answers))
+    monkeypatch.setattr(sources, "digest", lambda _, **how: next(answers))
     assert "changed while it was read" in refused(path, tmp_path)
 
 

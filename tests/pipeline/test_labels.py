@@ -90,6 +90,9 @@ def test_the_splits_of_a_saved_dataset_are_them(tmp_path):
         tmp_path / "saved"
     )
     assert labels(tmp_path / "saved", split="files").split("test").texts == ["held out"]
+    assert "splits test, train" in refused(tmp_path / "saved")
+    (tmp_path / "saved" / "dataset_dict.json").unlink()  # as a job that was sent to a cluster finds it
+    assert labels(tmp_path / "saved", split="files").split("test").texts == ["held out"]
 
 
 @pytest.mark.parametrize("as_parquet", [True, False])
