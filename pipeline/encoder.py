@@ -21,6 +21,8 @@ JUDGED_CHARS = 1 << 16
 """What both engines encode before the faster one is trusted."""
 JUDGED_SHARE = 1 / 256
 """How much of every text after that both encode too, so that it is not trusted blindly."""
+PIECE_CHARS = 256
+"""As much of one text is judged at least, where it is as long."""
 FAST, REFERENCE = "gigatoken", "tokenizers"
 
 
@@ -64,8 +66,10 @@ class Encoder:
 
 def _first_chars(texts: Sequence[str], limit: int) -> list[str]:
     """About `limit` characters of texts from all over the batch: the beginning of each of some of them."""
-    room, limit = limit // max(1, len(texts)), max(1, limit)
-    return [text[: max(room, 256)] for text in texts[:: max(1, 256 * len(texts) // limit)]]
+    mean = sum(map(len, texts)) // max(1, len(texts))
+    n = min(len(texts), max(1, limit // min(PIECE_CHARS, max(1, mean))))
+    length = max(PIECE_CHARS, limit // max(1, n))
+    return [texts[i * len(texts) // n][:length] for i in range(n)]
 
 
 def _by_reference(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:

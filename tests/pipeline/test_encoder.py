@@ -10,7 +10,7 @@ from tokenizers import normalizers
 
 from pipeline import encoder
 from pipeline.bpe import TokenizerConfig, by_reference
-from pipeline.encoder import FAST, REFERENCE, Encoded, Encoder, fast_engine
+from pipeline.encoder import FAST, JUDGED_CHARS, REFERENCE, Encoded, Encoder, fast_engine
 from pipeline.tokens import BOS_ID, EOS_ID, encode_documents, load_tokenizer
 
 LEARNT = [
@@ -130,3 +130,16 @@ def test_without_the_extra_the_reference_encodes_and_says_how_to_change_that(
     with caplog.at_level("INFO"):
         assert Encoder(file).engine == REFERENCE
     assert "pip install gristmill[fast]" in caplog.text
+
+
+@pytest.mark.parametrize(("n", "length"), [(700, 1500), (5000, 50), (3, 100_000), (100, 700)])
+def test_as_much_is_judged_as_is_said_however_long_the_texts_are(file: Path, n: int, length: int):
+    seen: list[int] = []
+
+    def counted(texts: Sequence[str]) -> Encoded:
+        seen.append(sum(map(len, texts)))
+        return Encoded(np.empty(0, np.uint32), np.empty(0, np.int64))  # wrong, so that no more than this is asked of it
+
+    Encoder(file, fast=lambda _: counted)(["x " * (length // 2)] * n)
+    assert len(seen) == 1
+    assert 0.99 * JUDGED_CHARS <= seen[0] <= JUDGED_CHARS
