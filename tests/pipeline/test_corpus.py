@@ -283,7 +283,13 @@ def test_looking_only_where_a_long_word_could_be_changes_nothing(runs, limit):
     assert split_long_words(text, limit)[0] == "".join([*pieces, text[end:]])
 
 
-@given(st.lists(st.text("aé日 \n\t\xa0", max_size=60), min_size=1, max_size=8), st.integers(4, 60))
+RUNS = st.lists(st.tuples(st.sampled_from("aé日 \n\t\xa0"), st.integers(1, 150)), max_size=6)
+
+
+@given(
+    st.lists(RUNS.map(lambda runs: "".join(one * count for one, count in runs)), min_size=1, max_size=8),
+    st.integers(4, 400),
+)
 def test_looking_at_many_texts_at_once_changes_nothing(texts, limit):
     one_by_one = [split_long_words(text, limit) for text in texts]
     together = [text for text, _ in one_by_one], sum(found for _, found in one_by_one)
