@@ -1,11 +1,14 @@
-"""A linear layer without bias, which where nothing is learnt takes the faster of two libraries for its product."""
+"""A linear layer without bias: its product by the faster of two libraries, the gradient of its weight by a kernel."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import BFloat16, Float, Shaped
+from jaxtyping import BFloat16, Float, Float32, Shaped
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from model import native
 
 FEW_ROWS, SMALL_WEIGHT = 8, 2**20
 """Below both, PyTorch's own product is ahead of oneDNN's, whose call costs ten microseconds more."""
@@ -16,9 +19,12 @@ def linear(x: Float[Tensor, "*rows inputs"], weight: Float[Tensor, "outputs inpu
 
     PyTorch gives float32 products to MKL, which on processors of other makers than its own is half as fast
     (`python -m benchmarks.linear`). The operator is the one that PyTorch's own compiler uses; it has no gradient.
+    With one, under bfloat16 autocast on a CPU, the gradient of the weight is summed by our kernel, in float32.
     """
     if _onednn_is_faster(x, weight):
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+    if _learns_in_bf16(x, weight):
+        return _Linear.apply(x.bfloat16(), weight)  # pyright: ignore[reportReturnType]
     return functional.linear(x, weight)
 
 
@@ -32,6 +38,65 @@ def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
         and _onednn()
         and not torch.compiler.is_compiling()  # a graph that is exported holds standard operators only
     )
+
+
+def _learns_in_bf16(x: Tensor, weight: Tensor) -> bool:
+    return (
+        weight.requires_grad
+        and torch.is_grad_enabled()
+        and weight.dtype == torch.float32
+        and torch.is_autocast_enabled("cpu")
+        and matmul_dtype(x) == torch.bfloat16
+        and sums_products(x, weight)
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """The weight is rounded to bfloat16 as autocast does it; its gradient is not rounded at all."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, weight = inputs
+        rounded_weight = weight.bfloat16()
+        ctx.save_for_backward(x, rounded_weight)
+        return functional.linear(x, rounded_weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Any
+    ) -> tuple[Tensor | None, Tensor]:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        of_weight = torch.empty(weight.shape)
+        sum_products(_rows(grad), _rows(x), of_weight)
+        return grad @ weight if ctx.needs_input_grad[0] else None, of_weight
+
+
+def _rows(x: Float[Tensor, "*rows n"]) -> Float[Tensor, "all_rows n"]:
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+MULTIPLE = 32
+"""The kernel below takes as many columns of a matrix as are a multiple of it."""
+
+
+def sums_products(x: Tensor, weight: Tensor) -> bool:
+    """Whether `sum_products` can give the gradient of this weight, for these inputs in bfloat16."""
+    return weight.shape[1] % MULTIPLE == 0 and native.usable(x) and native.has("weight_gradient")
+
+
+def sum_products(
+    grad: BFloat16[Tensor, "rows outputs"],
+    x: BFloat16[Tensor, "rows inputs"],
+    total: Float32[Tensor, "outputs inputs"],
+    more: bool = False,
+) -> None:
+    """total = grad.T @ x, or with `more` added to what it is, summed in float32. All contiguous."""
+    outputs, inputs = total.shape
+    whole = outputs // MULTIPLE * MULTIPLE
+    native.call("weight_gradient", grad, x, total, len(x), outputs, whole, inputs, more)
+    if whole < outputs:
+        total[whole:].addmm_(grad[:, whole:].float().T, x.float(), beta=float(more))
 
 
 INT8_INPUTS = 16

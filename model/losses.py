@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from model import native
 from model.batch import IGNORE
-from model.linear import matmul_dtype
+from model.linear import matmul_dtype, sum_products, sums_products
 
 CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**22)
 """Logits held at once: what a CPU's caches hold (16 MiB in float32), or enough rows to fill a GPU (256 MiB)."""
@@ -77,7 +77,7 @@ def _loss_and_grads(h: Tensor, w: Tensor, targets: Tensor, dtype: torch.dtype, g
         total += _rows(logits, targets[rows], grads is not None)
         if grads is not None:
             grads[0][rows] = logits @ w
-            _add(grads[1], logits.T @ h[rows])
+            _add_products(grads[1], logits, h[rows])
     return total
 
 
@@ -116,9 +116,9 @@ def _block(logits: Tensor, targets: Tensor, with_grad: bool) -> Tensor:
     return losses.sum()
 
 
-def _add(total: Tensor, part: Tensor) -> None:
-    """total += part; PyTorch would first copy a bfloat16 part to float32."""
-    if (total.dtype, part.dtype) == (torch.float32, torch.bfloat16) and native.usable(part):
-        native.call("add", total, part, part.numel())
+def _add_products(total: Tensor, logits: Tensor, h: Tensor) -> None:
+    """total += logits.T @ h"""
+    if (total.dtype, logits.dtype) == (torch.float32, torch.bfloat16) and sums_products(h, total):
+        sum_products(logits, h, total, more=True)
     else:
-        total.add_(part)
+        total.add_(logits.T @ h)

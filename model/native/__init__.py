@@ -1,9 +1,10 @@
-"""Kernels in C++ for a CPU: what stands between two matrix products, in one pass over memory.
+"""Kernels in C++ for a CPU: what stands between two matrix products, in one pass over memory, and some products.
 
 PyTorch's own operators read and write every intermediate result, which on a CPU can take more than half of a training
-step. The sources in this folder are compiled once for a processor (a few seconds) into the user's cache. Where there
-is no compiler or no Linux, or GRISTMILL_NATIVE=0 is set, everything runs by PyTorch's operators, with the same results
-up to rounding. Every sum is taken in an order of its own, whatever the number of threads.
+step, and are slow at products that sum over many rows, as the gradient of a weight does. The sources in this folder are
+compiled once for a processor (a few seconds) into the user's cache. Where there is no compiler or no Linux, or
+GRISTMILL_NATIVE=0 is set, everything runs by PyTorch's operators, with the same results up to rounding. Every sum is
+taken in an order of its own, whatever the number of threads.
 
 A kernel checks no sizes: who calls it must have done so.
 """

@@ -1,36 +1,23 @@
 // Attention of bfloat16: a block of queries at a time, whose scores stay in the cache, against the keys that any of them
 // sees and no others. Rows, keys and channels are filled up with zeros to multiples of 32, which is what `multiply` takes.
 #ifdef __AVX512BF16__
-#include <algorithm>
 #include <cmath>
-#include <vector>
 
-#include "product.h"
+#include "layout.h"
 
 namespace {
 
 constexpr long QUERIES = 64;  // of a block
 constexpr float LOG2_E = 1.44269504f;
 
-inline long up(long n) { return (n + STEP - 1) / STEP * STEP; }
-
-// One head of a tensor [batch, seq, heads, d].
-template <typename T>
-struct Head {
-    T* at;
-    long stride;
-    T* row(long i) const { return at + i * stride; }
-    Head from(long i) const { return {row(i), stride}; }
-};
-
 struct Shape {
     long batch, seq, heads, kv_heads, d, spans;  // spans: the batch of the spans, 1 if all rows share theirs
-    long width() const { return up(seq) | STEP; }  // no power of two, whose rows would share few lines of the cache
+    long width() const { return apart(seq); }
     float scale() const { return 1.0f / std::sqrt(float(d)); }
     template <typename T>
-    Head<T> query(T* all, long row, long head) const { return {all + (row * seq * heads + head) * d, heads * d}; }
+    Rows<T> query(T* all, long row, long head) const { return {all + (row * seq * heads + head) * d, heads * d}; }
     template <typename T>
-    Head<T> key(T* all, long row, long head) const { return {all + (row * seq * kv_heads + head) * d, kv_heads * d}; }
+    Rows<T> key(T* all, long row, long head) const { return {all + (row * seq * kv_heads + head) * d, kv_heads * d}; }
     const int32_t* spans_of(const int32_t* all, long row) const { return all + (spans == 1 ? 0 : row * seq * 2); }
 };
 
@@ -53,57 +40,13 @@ struct Block {
     long to(long row) const { return spans[2 * row + 1] - key; }
 };
 
-// Zeros that begin at a cache line, as rows do then too: a row over two lines is read at half the speed.
-struct Line {
-    alignas(64) float floats[16];
-};
-struct Buffer {
-    std::vector<Line> memory;
-    explicit Buffer(long floats) : memory(floats / 16) {}
-    float* floats() { return memory[0].floats; }
-    bf16* halves() { return reinterpret_cast<bf16*>(floats()); }
-    void clear() { std::fill(memory.begin(), memory.end(), Line{}); }
-};
-struct Halves : Buffer {
-    explicit Halves(long n) : Buffer(n / 2) {}
-};
-
-void copy(Head<const bf16> from, long rows, long d, bf16* to) {
+void copy(Rows<const bf16> from, long rows, long d, bf16* to) {
     for (long row = 0; row < rows; row++) std::copy(from.row(row), from.row(row) + d, to + row * d);
     std::fill(to + rows * d, to + up(rows) * d, bf16(0));
 }
 
-// Sixteen rows of sixteen words become columns.
-void turn(const void* from, long from_stride, void* to, long to_stride) {
-    const auto* words = static_cast<const int32_t*>(from);
-    auto* out = static_cast<int32_t*>(to);
-    __m512i a[16], b[16];
-    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(words + i * from_stride);
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
-            a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
-            a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
-        }
-    for (int i = 0; i < 4; i++) {  // a[4 q + i]: of rows 4 q to 4 q + 3 the columns i, i + 4, i + 8 and i + 12
-        b[i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88);
-        b[4 + i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd);
-        b[8 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
-        b[12 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        _mm512_storeu_si512(out + i * to_stride, _mm512_shuffle_i32x4(b[i], b[8 + i], 0x88));
-        _mm512_storeu_si512(out + (4 + i) * to_stride, _mm512_shuffle_i32x4(b[4 + i], b[12 + i], 0x88));
-        _mm512_storeu_si512(out + (8 + i) * to_stride, _mm512_shuffle_i32x4(b[i], b[8 + i], 0xdd));
-        _mm512_storeu_si512(out + (12 + i) * to_stride, _mm512_shuffle_i32x4(b[4 + i], b[12 + i], 0xdd));
-    }
-}
-
 // The transpose of [rows, d], paired along d: [d / 2, width, 2].
-void pair_across(Head<const bf16> from, long rows, long d, bf16* to, long width) {
+void pair_across(Rows<const bf16> from, long rows, long d, bf16* to, long width) {
     auto* words = reinterpret_cast<int32_t*>(to);
     for (long first = 0; first < width; first += 16)
         for (long pair = 0; pair < d / 2; pair += 16) {
@@ -116,34 +59,6 @@ void pair_across(Head<const bf16> from, long rows, long d, bf16* to, long width)
             for (long row = first; row < rows; row++) std::memcpy(held[row - first], from.row(row) + pair * 2, 64);
             turn(held, 16, square, width);
         }
-}
-
-// [rows, d] paired along the rows: [up(rows) / 2, width, 2], of which d columns are written.
-void pair_along(Head<const bf16> from, long rows, long d, bf16* to, long width) {
-    for (long row = 0; row < up(rows); row += 2) {
-        const bf16 *one = from.row(row), *two = from.row(row + 1);
-        bf16* pairs = to + row * width;
-        if (row + 1 < rows)
-            for (long i = 0; i < d; i++) {
-                pairs[2 * i] = one[i];
-                pairs[2 * i + 1] = two[i];
-            }
-        else
-            for (long i = 0; i < d; i++) {
-                pairs[2 * i] = row < rows ? one[i] : bf16(0);
-                pairs[2 * i + 1] = 0;
-            }
-    }
-}
-
-// [rows, d] to [d, up(rows)], by way of `held`, which is as large.
-void transpose(Head<const bf16> from, long rows, long d, bf16* held, bf16* to) {
-    pair_along(from, rows, d, held, d);
-    const auto* words = reinterpret_cast<const int32_t*>(held);
-    auto* out = reinterpret_cast<int32_t*>(to);
-    const long pairs = up(rows) / 2;
-    for (long pair = 0; pair < pairs; pair += 16)
-        for (long i = 0; i < d; i += 16) turn(words + pair * d + i, d, out + i * pairs + pair, pairs);
 }
 
 // 2^y to 18 bits, of which bfloat16 keeps 8: the Taylor series of 2^f for f in [-1/2, 1/2].
@@ -200,12 +115,12 @@ struct Forward {
         : s(s), scores(QUERIES * s.width()), mixed(QUERIES * s.d), across(s.width() * s.d), along(s.width() * s.d),
           queries(QUERIES * s.d), weights(QUERIES * s.width()) {}
 
-    void keys(Head<const bf16> k, Head<const bf16> v) {
+    void keys(Rows<const bf16> k, Rows<const bf16> v) {
         pair_across(k, s.seq, s.d, across.halves(), s.width());
         pair_along(v, s.seq, s.d, along.halves(), s.d);
     }
 
-    void block(const Block& b, Head<const bf16> q, Head<bf16> out, float* logs) {
+    void block(const Block& b, Rows<const bf16> q, Rows<bf16> out, float* logs) {
         const long rows = up(b.rows), d = s.d;
         copy(q.from(b.first), b.rows, d, queries.halves());
         multiply({queries.halves(), d}, Right{across.halves(), s.width()}.from(b.key), {scores.floats(), s.width()}, rows,
@@ -244,7 +159,7 @@ struct Backward {
           k_along(s.width() * s.d), rows_of(QUERIES * s.d), turned(QUERIES * s.d), weights(QUERIES * s.width()),
           of_scores(QUERIES * s.width()), paired(QUERIES * s.width()) {}
 
-    void keys(Head<const bf16> k, Head<const bf16> v) {
+    void keys(Rows<const bf16> k, Rows<const bf16> v) {
         pair_across(k, s.seq, s.d, k_across.halves(), s.width());
         pair_across(v, s.seq, s.d, v_across.halves(), s.width());
         pair_along(k, s.seq, s.d, k_along.halves(), s.d);
@@ -252,8 +167,8 @@ struct Backward {
         sum_v.clear();
     }
 
-    void block(const Block& b, Head<const bf16> q, Head<const bf16> grad, Head<const bf16> out, const float* logs,
-               Head<bf16> of_q) {
+    void block(const Block& b, Rows<const bf16> q, Rows<const bf16> grad, Rows<const bf16> out, const float* logs,
+               Rows<bf16> of_q) {
         const long rows = up(b.rows), d = s.d;
         against(b, q.from(b.first), k_across, scores);
         against(b, grad.from(b.first), v_across, of_weights);
@@ -265,7 +180,7 @@ struct Backward {
         add(b, q.from(b.first), of_scores, sum_k);
     }
 
-    void against(const Block& b, Head<const bf16> some, Halves& all, Buffer& to) {
+    void against(const Block& b, Rows<const bf16> some, Halves& all, Buffer& to) {
         copy(some, b.rows, s.d, rows_of.halves());
         multiply({rows_of.halves(), s.d}, Right{all.halves(), s.width()}.from(b.key), {to.floats(), s.width()}, up(b.rows),
                  b.keys, s.d);
@@ -286,14 +201,14 @@ struct Backward {
     }
 
     // sums' [d, width] += some' @ by
-    void add(const Block& b, Head<const bf16> some, Halves& by, Buffer& sums) {
-        transpose(some, b.rows, s.d, rows_of.halves(), turned.halves());
+    void add(const Block& b, Rows<const bf16> some, Halves& by, Buffer& sums) {
+        transpose(some, b.rows, s.d, rows_of.halves(), turned.halves(), up(b.rows));
         pair_along({by.halves(), s.width()}, b.rows, b.keys, paired.halves(), s.width());
         multiply({turned.halves(), up(b.rows)}, {paired.halves(), s.width()}, {sums.floats() + b.key, s.width()}, s.d, b.keys,
                  up(b.rows), true);
     }
 
-    void write(Buffer& sums, Head<bf16> to) {
+    void write(Buffer& sums, Rows<bf16> to) {
         for (long place = 0; place < s.seq; place += 16)
             for (long i = 0; i < s.d; i += 16) {
                 float held[16][16];

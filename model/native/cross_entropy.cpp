@@ -38,10 +38,4 @@ void cross_entropy(bf16* logits, const int64_t* targets, float* losses, long row
     }
 }
 
-// total += part
-void add(float* total, const bf16* part, long n, int threads) {
-#pragma omp parallel for simd num_threads(threads)
-    for (long i = 0; i < n; i++) total[i] += widen(part[i]);
-}
-
 }  // extern "C"
