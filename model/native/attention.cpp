@@ -40,9 +40,12 @@ struct Block {
     long to(long row) const { return spans[2 * row + 1] - key; }
 };
 
-void copy(Rows<const bf16> from, long rows, long d, bf16* to) {
-    for (long row = 0; row < rows; row++) std::copy(from.row(row), from.row(row) + d, to + row * d);
-    std::fill(to + rows * d, to + up(rows) * d, bf16(0));
+// Rows for the left side of a product: as they are, or where their number is no multiple of 32 filled up, in `held`.
+Left filled(Rows<const bf16> from, long rows, long d, bf16* held) {
+    if (rows % STEP == 0) return {from.at, from.stride};
+    for (long row = 0; row < rows; row++) std::copy(from.row(row), from.row(row) + d, held + row * d);
+    std::fill(held + rows * d, held + up(rows) * d, bf16(0));
+    return {held, d};
 }
 
 // The transpose of [rows, d], paired along d: [d / 2, width, 2].
@@ -73,6 +76,7 @@ inline __m512 power_of_two(__m512 y) {
 
 // Of sixteen keys from `key` on, a bit for each that is in [from, to).
 inline __mmask16 seen(long key, long from, long to) {
+    if (from <= key && key + 16 <= to) return 0xffff;  // most are
     const auto below = [key](long end) { return (1u << std::clamp(end - key, 0L, 16L)) - 1; };
     return __mmask16(below(to) & ~below(from));
 }
@@ -99,10 +103,11 @@ struct Weights {
 inline void store(bf16* to, __m512 x) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x)); }
 
 float largest(const float* scores, const Block& b, long row) {
-    float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-    for (long k = b.from(row); k < b.to(row); k++) most = scores[k] > most ? scores[k] : most;
-    return most;
+    const long from = b.from(row), to = b.to(row);
+    __m512 most = _mm512_set1_ps(-INFINITY);
+    for (long k = from / 16 * 16; k < to; k += 16)
+        most = _mm512_mask_max_ps(most, seen(k, from, to), most, _mm512_loadu_ps(scores + k));
+    return _mm512_reduce_max_ps(most);
 }
 
 struct Forward {
@@ -122,9 +127,8 @@ struct Forward {
 
     void block(const Block& b, Rows<const bf16> q, Rows<bf16> out, float* logs) {
         const long rows = up(b.rows), d = s.d;
-        copy(q.from(b.first), b.rows, d, queries.halves());
-        multiply({queries.halves(), d}, Right{across.halves(), s.width()}.from(b.key), {scores.floats(), s.width()}, rows,
-                 b.keys, d);
+        multiply(filled(q.from(b.first), b.rows, d, queries.halves()), Right{across.halves(), s.width()}.from(b.key),
+                 {scores.floats(), s.width()}, rows, b.keys, d);
         float sums[QUERIES];
         for (long r = 0; r < b.rows; r++) {
             const float* line = scores.floats() + r * s.width();
@@ -141,7 +145,9 @@ struct Forward {
         }
         multiply({weights.halves(), s.width()}, {along.halves() + b.key * d, d}, {mixed.floats(), d}, rows, d, b.keys);
         for (long r = 0; r < b.rows; r++)
-            for (long i = 0; i < d; i++) out.row(b.first + r)[i] = narrow(mixed.floats()[r * d + i] / sums[r]);
+            for (long i = 0; i < d; i += 16)
+                store(out.row(b.first + r) + i,
+                      _mm512_div_ps(_mm512_loadu_ps(mixed.floats() + r * d + i), _mm512_set1_ps(sums[r])));
     }
 };
 
@@ -175,15 +181,15 @@ struct Backward {
         for (long r = 0; r < b.rows; r++) row(b, r, grad.row(b.first + r), out.row(b.first + r), logs[b.first + r]);
         multiply({of_scores.halves(), s.width()}, {k_along.halves() + b.key * d, d}, {mixed.floats(), d}, rows, d, b.keys);
         for (long r = 0; r < b.rows; r++)
-            for (long i = 0; i < d; i++) of_q.row(b.first + r)[i] = narrow(mixed.floats()[r * d + i]);
+            for (long i = 0; i < d; i += 16)
+                store(of_q.row(b.first + r) + i, _mm512_loadu_ps(mixed.floats() + r * d + i));
         add(b, grad.from(b.first), weights, sum_v);
         add(b, q.from(b.first), of_scores, sum_k);
     }
 
     void against(const Block& b, Rows<const bf16> some, Halves& all, Buffer& to) {
-        copy(some, b.rows, s.d, rows_of.halves());
-        multiply({rows_of.halves(), s.d}, Right{all.halves(), s.width()}.from(b.key), {to.floats(), s.width()}, up(b.rows),
-                 b.keys, s.d);
+        multiply(filled(some, b.rows, s.d, rows_of.halves()), Right{all.halves(), s.width()}.from(b.key),
+                 {to.floats(), s.width()}, up(b.rows), b.keys, s.d);
     }
 
     void row(const Block& b, long r, const bf16* grad, const bf16* out, float log) {
