@@ -1,4 +1,4 @@
-"""Which split a labelled text is of: a column says it, or its file, or a hash, so that equal texts stay together."""
+"""Which split a labelled text is of: a column, its file, a hash or its place says it, and equal texts stay together."""
 
 import re
 from collections import Counter
@@ -102,28 +102,47 @@ def _classes(examples: Iterable[Example]) -> set[str]:
     return {name for example in examples for name in example.classes}
 
 
-def by_fractions(examples: Sequence[Example], fractions: tuple[float, float, float], seed: int) -> Splits:
+def by_fractions(
+    examples: Sequence[Example], fractions: tuple[float, float, float], seed: int, *, in_time_order: bool = False
+) -> Splits:
     """Splits of about these fractions. A class too rare to have fallen to train goes there whole."""
     train, validation, _ = fractions
     split_of: dict[str, SplitName] = {}
-    for example in examples:
-        share = unit_hash(example.text, f"split {seed}")
-        split_of[example.text] = "train" if share < train else "validation" if share < train + validation else "test"
+    for text, share in (_places(examples) if in_time_order else _drawn(examples, f"split {seed}")).items():
+        split_of[text] = "train" if share < train else "validation" if share < train + validation else "test"
     return _divide(examples, split_of)
 
 
-def carve_validation(splits: Splits, fraction: float, seed: int) -> Splits:
+def carve_validation(splits: Splits, fraction: float, seed: int, *, in_time_order: bool = False) -> Splits:
     """Validation rows out of train, about this fraction and one text at least unless it is 0; no class leaves train."""
     assert not splits["validation"], "there are validation rows already"
-    if not fraction or not splits["train"]:
+    train = splits["train"]
+    if not fraction or not train:
         return splits
-    shares = {example.text: unit_hash(example.text, f"validation {seed}") for example in splits["train"]}
+    shares = _drawn(train, f"validation {seed}")
+    if in_time_order:
+        shares = {text: 1 - place for text, place in _places(train).items()}
     threshold = max(fraction, min(shares.values()))
     split_of: dict[str, SplitName] = {
         text: "validation" if share <= threshold else "train" for text, share in shares.items()
     }
-    divided = _divide(splits["train"], split_of)
-    return {**divided, "test": splits["test"]}
+    return {**_divide(train, split_of), "test": splits["test"]}
+
+
+def _drawn(examples: Iterable[Example], purpose: str) -> dict[str, float]:
+    """A number in [0, 1) for each text, by its hash."""
+    return {example.text: unit_hash(example.text, purpose) for example in examples}
+
+
+def _places(examples: Sequence[Example]) -> dict[str, float]:
+    """How far down the rows of its class each text first stands, in (0, 1); of all rows where it may have several."""
+    groups = [example.label if isinstance(example.label, str) else "" for example in examples]
+    sizes, before = Counter(groups), Counter[str]()
+    places: dict[str, float] = {}
+    for example, group in zip(examples, groups, strict=True):
+        places.setdefault(example.text, (before[group] + 0.5) / sizes[group])
+        before[group] += 1
+    return places
 
 
 def few_of_each(examples: Sequence[Example], most: int, seed: int) -> list[Example]:

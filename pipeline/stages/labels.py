@@ -61,6 +61,9 @@ class LabelsConfig:
     test-00000-of-00002.parquet); or the fractions of these three, drawn by a hash of the text."""
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
     """The part of train used for validation where no validation rows are given."""
+    in_time_order: bool = added(False)
+    """Rows stand in the order of time. Those that are drawn to validate or test on are then the last of each class,
+    since what will be classified comes after what was learned from; validation is nearer to what is to be expected."""
     train_per_class: Annotated[int, Ge(1)] | None = added(None)
     """At most so many training rows of each class, drawn by a hash of their text; null is all. For learning curves.
 
@@ -249,9 +252,9 @@ def _split(
     if isinstance(config.split, str):
         splits = by_column(examples, config.split)
     else:
-        splits = by_fractions(examples, config.split, seed)
+        splits = by_fractions(examples, config.split, seed, in_time_order=config.in_time_order)
     if not splits["validation"]:
-        splits = carve_validation(splits, config.validation_fraction, seed)
+        splits = carve_validation(splits, config.validation_fraction, seed, in_time_order=config.in_time_order)
     if config.train_per_class is not None:
         splits["train"] = few_of_each(splits["train"], config.train_per_class, seed)
     if not splits["test"]:

@@ -266,10 +266,12 @@ examples = st.lists(
 )
 
 
-@given(examples, st.integers(0, 5))
-def test_fractions_lose_nothing_keep_texts_together_and_leave_every_class_in_train(rows, seed):
-    carved = carve_validation(by_fractions(rows, NO_VALIDATION, seed), 0.3, seed)
-    for splits in (by_fractions(rows, FRACTIONS, seed), carved):
+@given(examples, st.integers(0, 5), st.booleans())
+def test_fractions_lose_nothing_keep_texts_together_and_leave_every_class_in_train(rows, seed, in_time_order):
+    divided, without = (
+        by_fractions(rows, each, seed, in_time_order=in_time_order) for each in (FRACTIONS, NO_VALIDATION)
+    )
+    for splits in (divided, carve_validation(without, 0.3, seed, in_time_order=in_time_order)):
         assert sorted(row for part in splits.values() for row in part) == sorted(rows)
         assert {row.label for row in splits["train"]} == {row.label for row in rows}
         assert not {r.text for r in splits["train"]} & {r.text for r in [*splits["validation"], *splits["test"]]}
@@ -294,6 +296,27 @@ def test_few_shot_training_leaves_the_other_splits_as_they_are(tmp_path):
     assert len(few.split("train").texts) == 12
     for name in ("validation", "test"):
         assert few.split(name).texts == whole.split(name).texts
+
+
+def test_in_time_order_the_last_of_each_class_are_held_out(tmp_path):
+    rows = [{"text": f"{label} {i}", "label": label} for label, n in (("a", 20), ("b", 10)) for i in range(n)]
+    drawn = labels(rows_file(tmp_path / "drawn.jsonl", rows), split=(0.8, 0.1, 0.1), in_time_order=True)
+    assert drawn.split("validation").texts == ["a 16", "a 17", "b 8"]
+    assert drawn.split("test").texts == ["a 18", "a 19", "b 9"]
+    rows = [{**row, "split": "train"} for row in rows] + [{"text": "later", "label": "a", "split": "test"}]
+    carved = labels(rows_file(tmp_path / "carved.jsonl", rows), split="split", in_time_order=True)
+    assert carved.split("validation").texts == ["a 18", "a 19", "b 9"]
+    assert carved.split("test").texts == ["later"]
+
+
+def test_a_text_that_came_before_is_not_held_out_when_it_comes_again(tmp_path):
+    texts = {"a": [f"a {i % 18}" for i in range(20)], "b": [f"b {i}" for i in range(10)]}
+    rows = [{"text": text, "label": label} for label in texts for text in texts[label]]
+    drawn = labels(
+        rows_file(tmp_path / "a.jsonl", rows), split=(0.9, 0.0, 0.1), validation_fraction=0, in_time_order=True
+    )
+    assert drawn.split("test").texts == ["b 9"]
+    assert drawn.split("train").texts == [*texts["a"], *texts["b"][:9]]
 
 
 def quoting_rows(n_new: int, n_quoting: int) -> list[dict]:

@@ -189,10 +189,13 @@ examples = st.lists(
 )
 
 
-@given(examples, st.integers(0, 5))
-def test_splits_lose_nothing_keep_texts_together_and_leave_every_class_in_train(rows: list[Example], seed: int):
-    carved = carve_validation(by_fractions(rows, (0.7, 0.0, 0.3), seed), 0.3, seed)
-    for splits in (by_fractions(rows, (0.8, 0.1, 0.1), seed), carved):
+@given(examples, st.integers(0, 5), st.booleans())
+def test_splits_lose_nothing_keep_texts_together_and_leave_every_class_in_train(
+    rows: list[Example], seed: int, in_time_order: bool
+):
+    fractions = (0.8, 0.1, 0.1), (0.7, 0.0, 0.3)
+    divided, without = (by_fractions(rows, each, seed, in_time_order=in_time_order) for each in fractions)
+    for splits in (divided, carve_validation(without, 0.3, seed, in_time_order=in_time_order)):
         assert sorted(row for part in splits.values() for row in part) == sorted(rows)
         learned = {name for row in splits["train"] for name in row.classes}
         assert learned == {name for row in rows for name in row.classes}
