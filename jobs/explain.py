@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -46,7 +47,7 @@ def _rows(document: dict[str, Any], at: tuple[str, ...]) -> Iterator[tuple[str, 
 def _text(name: str, node: Mapping[str, Any]) -> str:
     default = json.dumps(node["default"]) if "default" in node else "required"
     knob = "; a knob: changing it rebuilds nothing" if node.get("x-knob") else ""
-    return f"{name}: {_type(node)}, default {default}{knob}\n    {node.get('description', '')}\n"
+    return f"{name}: {_type(node)}, default {default}{knob}\n{indent(node.get('description', ''), ' ' * 4)}\n"
 
 
 def _type(node: Mapping[str, Any]) -> str:

@@ -212,6 +212,9 @@ def test_explain_gives_type_default_range_and_meaning(tmp_path: Path):
     text = gristmill(tmp_path, "config", "explain", "finetune.lr").stdout
     assert text.startswith("finetune.lr: number > 0, <= 1, default 0.0014")
     assert "Peak learning rate" in text
+    _, *meaning = gristmill(tmp_path, "config", "explain", "labels.split").stdout.splitlines()
+    assert len(meaning) > 1
+    assert all(line.startswith("    ") for line in meaning)
 
 
 @pytest.mark.slow
