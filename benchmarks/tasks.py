@@ -28,6 +28,8 @@ class Study:
     corpus: Path
     tasks: Path
     settings: tuple[str, ...] = ()
+    in_time_order: tuple[str, ...] = ()
+    """Tasks whose rows are, with a test that is later."""
 
     @property
     def names(self) -> list[str]:
@@ -40,6 +42,7 @@ class Study:
             f"corpus.path={self.corpus.absolute()}",
             f"labels.path={self.tasks.absolute() / (task + SUFFIX)}",
             "labels.split=split",
+            f"labels.in_time_order={str(task in self.in_time_order).lower()}",
         )
         command = [str(Path(sys.executable).with_name("gristmill")), "run", str(CONFIG), "--inline", "--json"]
         command += [part for setting in (*own, *settings, *self.settings) for part in ("--set", setting)]
@@ -121,8 +124,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     own = parser(__doc__)
     own.add_argument("--seeds", type=int, default=3)
+    own.add_argument("--in-time-order", nargs="+", default=[], metavar="TASK", help="rows are, and the test is later")
     given = own.parse_args()
-    study = Study(given.corpus, given.tasks, tuple(given.set))
+    study = Study(given.corpus, given.tasks, tuple(given.set), tuple(given.in_time_order))
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     rows = []
     for task in given.only or study.names:
