@@ -186,7 +186,7 @@ def test_a_job_is_submitted_once_cancelled_at_a_checkpoint_and_gone_on_with(clie
     assert first == {"job_id": "long", "state": first["state"], "to": "local", "new": True}
     assert client.submit("long", LONG)["new"] is False
 
-    training = until(lambda: (seen := client.json("status", "long"))["step"] and seen)
+    training = until(lambda: (seen := client.json("status", "long"))["stage"] == "pretrain" and seen["step"] and seen)
     assert training["state"] == "running"
     assert (training["stage"], training["steps"], training["job_id"]) == ("pretrain", 100_000, "long")
     assert training["eta_seconds"] > 0
