@@ -129,12 +129,7 @@ def test_a_branch_is_added_as_it_would_be_after_dropout(seq: int, width: int, dt
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    rows=st.integers(2, 70),
-    d=st.one_of(st.integers(1, 40), st.sampled_from([32, 64])),
-    vocab=st.integers(2, 300),
-    seed=st.integers(0, 9),
-)
+@given(rows=st.integers(2, 70), d=st.integers(1, 40), vocab=st.integers(2, 300), seed=st.integers(0, 9))
 def test_cross_entropy_is_near_the_exact_one(rows: int, d: int, vocab: int, seed: int):
     RAN.clear()
     hidden, weight = random(rows, d, seed=seed), random(vocab, d, seed=seed + 1)
@@ -148,9 +143,10 @@ def test_cross_entropy_is_near_the_exact_one(rows: int, d: int, vocab: int, seed
     exact = cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
     torch.testing.assert_close(loss, exact, atol=0.02 * rows, rtol=0.01)
     got, (*want, of_logits) = torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(exact, (h, w, logits))
-    added_up = of_logits.abs() @ w.abs(), of_logits.abs().T @ h.abs()  # each is rounded, also where the sum is small
+    added_up = of_logits.abs() @ w.abs(), of_logits.abs().T @ h.abs()
     for a, b, total in zip(got, want, added_up, strict=True):
-        assert (a - b).abs().max() <= 0.03 * total.max() + 1e-3
+        rounded = total.max() / 2**9  # each summand is, also where they cancel out
+        assert (a - b).abs().max() <= torch.maximum(0.03 * b.abs().max() + 1e-3, rounded)
     assert "cross_entropy" in RAN
     assert ("weight_gradient" in RAN) == (d % 32 == 0 and native.has("weight_gradient"))
 
