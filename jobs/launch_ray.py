@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from jobs.gang_ray import RayGang, Workers
 from pipeline.errors import EnvironmentProblem, GristmillError, WorkerLost
 from pipeline.runner import Built, Job, Submit, build_one, slots
-from pipeline.stage import Gang, alone
+from pipeline.stage import Gang, Told, alone
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -169,10 +169,11 @@ def _explained(stage: str, error: BaseException) -> BaseException:
     return error
 
 
-def ray_map(function: Callable[[T], R], items: Iterable[T], /, *, here: bool = False) -> list[R]:
+def ray_map(function: Callable[[T], R], items: Sequence[T], told: Told, /, *, here: bool = False) -> list[R]:
     """`Map` as Ray tasks of one slot each; a stage that waits for them lends them its own.
 
-    `here` keeps them on this machine: they work on files of the stage, which another may not see.
+    Raises what the first task to fail raised; those that have not begun then never do. `here` keeps them on this
+    machine: they work on files of the stage, which another may not see.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -184,7 +185,17 @@ def ray_map(function: Callable[[T], R], items: Iterable[T], /, *, here: bool = F
         scheduling_strategy=own if here else "DEFAULT",
         name=getattr(function, "__name__", None),
     )
-    return ray.get([task.remote(function, item) for item in items])
+    results = [task.remote(function, item) for item in items]
+    waiting = results
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            ray.get(done)
+            told(len(results) - len(waiting))
+    finally:
+        for result in waiting:
+            ray.cancel(result)
+    return ray.get(results)
 
 
 def _apply(function: Callable[[T], R], item: T) -> R:

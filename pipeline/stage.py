@@ -1,7 +1,7 @@
 """The one abstraction of the pipeline: a stage is a frozen recipe that turns input artifacts into one artifact."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeGuard, TypeVar
@@ -14,19 +14,23 @@ A = TypeVar("A")
 T = TypeVar("T")
 R = TypeVar("R")
 
-WAVE = 32
-"""Items of a map between two reports of progress, at least."""
+Told = Callable[[int], None]
+"""Hears how many items are done, each time that it is more of them."""
 
 
 class Map(Protocol):
     """Apply a picklable function to items, in parallel where the launcher can, results in the order of the items."""
 
-    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> list[R]: ...
+    def __call__(self, function: Callable[[T], R], items: Sequence[T], told: Told, /) -> list[R]: ...
 
 
-def plain_map(function: Callable[[T], R], items: Iterable[T], /) -> list[R]:
+def plain_map(function: Callable[[T], R], items: Sequence[T], told: Told, /) -> list[R]:
     """`Map` as a loop in this process."""
-    return [function(item) for item in items]
+    results: list[R] = []
+    for item in items:
+        results.append(function(item))
+        told(len(results))
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +97,10 @@ class Context(RankContext):
         finally:  # they may have kept the journal on another machine
             self.store.pull_journal(self.kind, self.key)
 
-    def map_in_waves(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> list[R]:
-        """`map`, which tells how far it is after every wave of items."""
-        wave = max(WAVE, -(-len(items) // 16))
-        results: list[R] = []
-        for first in range(0, len(items), wave):
-            self.tracker.progress(first, len(items), doing)
-            results += self.map(function, items[first : first + wave])
-        self.tracker.progress(len(items), len(items), doing)
-        return results
+    def spread(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> list[R]:
+        """`map`, which says how far it is."""
+        self.tracker.progress(0, len(items), doing)
+        return self.map(function, items, lambda done: self.tracker.progress(done, len(items), doing))
 
     def dataset(self, stage: "Stage[Any]", split: str) -> dict[str, str]:
         """An input as experiment trackers list datasets: `{"name", "source", "digest", "context"}`, for `notes`."""

@@ -1,5 +1,6 @@
 """The one way that text becomes token ids: special tokens around each document, and none that a text could forge."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ SPECIAL = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
 """Those of a tokenizer of our own."""
 PADS = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>", "[UNK]")
 """What is taken for padding, the first that there is."""
+
+PARALLELISM = "TOKENIZERS_PARALLELISM"
+"""What tokenizers reads before each batch."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,19 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndar
     with panics("these texts cannot be encoded"):
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
     return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps tokenizers to the thread that calls it, where other processes work on the other cores."""
+    before = os.environ.get(PARALLELISM)
+    os.environ[PARALLELISM] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[PARALLELISM]
+        if before is not None:
+            os.environ[PARALLELISM] = before
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class CorpusStage(Stage[Corpus]):
         if len(tasks) == 1:
             return clean(tasks[0], ctx.tracker.progress)
         try:
-            return sum(ctx.map_in_waves(clean, tasks, "reading chunks of the corpus"), Counter())
+            return sum(ctx.spread(clean, tasks, "reading chunks of the corpus"), Counter())
         except DataError:
             for _ in _texts(config, found, Counter(), _silent):  # the first error of all, with its line in the file
                 pass

@@ -189,7 +189,7 @@ def _probabilities(ctx: Context, classifier: Ready, texts: list[str]) -> Probabi
         return probabilities(classifier.loaded, texts, precision="fp32", on_progress=show)
     starts = range(0, len(texts), TEXTS_PER_TASK)
     pieces = [(classifier.files, texts[first : first + TEXTS_PER_TASK]) for first in starts]
-    return np.concatenate(ctx.map_in_waves(classify_piece, pieces, f"classifying {len(texts):,} texts"))
+    return np.concatenate(ctx.spread(classify_piece, pieces, f"classifying {len(texts):,} texts"))
 
 
 def classify_piece(piece: tuple[ClassifierFiles, list[str]]) -> Probabilities:

@@ -20,6 +20,7 @@ from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.tables import n_groups, read_group
 from pipeline.text import batches, unit_hash
 from pipeline.token_stream import TokenStream
+from pipeline.tokens import one_thread
 
 __all__ = ["ShardsConfig", "ShardsStage", "Split", "TokenShards", "TokenStream"]
 
@@ -146,7 +147,7 @@ class ShardsStage(Stage[TokenShards]):
 
     def _encode(self, ctx: Context, task: Task) -> dict[Split, list[Written]]:
         tasks = _divide(task, self.config.tasks)
-        results = ctx.map_in_waves(encode_task, tasks, f"encoding {len(task.units)} shards")
+        results = ctx.spread(encode_task, tasks, f"encoding {len(task.units)} shards")
         return {split: sorted((w for r in results for w in r[split]), key=lambda w: w.file) for split in SPLITS}
 
 
@@ -166,7 +167,8 @@ def _divide(task: Task, tasks: int) -> list[Task]:
 def encode_task(task: Task) -> dict[Split, list[Written]]:
     """Write the shards of a task, and the lengths of their documents beside them in the work folder."""
     encode = Encoder(task.tokenizer)  # of this task alone: what its process did before must not decide its bytes
-    shards = [_encode_unit(task, unit, encode) for unit in task.units]
+    with one_thread():
+        shards = [_encode_unit(task, unit, encode) for unit in task.units]
     return {split: [shard[split] for shard in shards] for split in SPLITS}
 
 

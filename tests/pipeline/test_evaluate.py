@@ -16,6 +16,7 @@ import pytest
 from pipeline import metrics
 from pipeline.publish import digests
 from pipeline.runner import Built
+from pipeline.stage import Told
 from pipeline.stages import evaluate
 from pipeline.stages.evaluate import Evaluate, EvaluateConfig, Evaluation
 from pipeline.stages.labels import LabelsStage
@@ -89,10 +90,12 @@ def test_many_texts_are_shared_out_over_tasks_without_a_difference(
     monkeypatch.setattr(evaluate, "TEXTS_PER_TASK", 25)
     shared: list[int] = []
 
-    def map_(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    def map_(function: Callable[[Any], Any], items: list[Any], told: Told) -> list[Any]:
         shared.extend(len(texts) for _, texts in items)
         with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(function, items))
+            results = list(pool.map(function, items))
+        told(len(results))
+        return results
 
     again = made(stage, tmp_path, map_)
     assert shared == [25, 25, 10] * 5  # test and validation texts, random weights, and two more seeds

@@ -88,7 +88,7 @@ def test_tasks_in_other_processes_write_the_same_bytes(home):
     base = made(stage, home / "home")
     with ProcessPoolExecutor(1) as pool:
         made(stage.tokenizer, home / "processes")
-        other = made(stage, home / "processes", lambda function, items: list(pool.map(function, items)))
+        other = made(stage, home / "processes", lambda function, items, _: list(pool.map(function, items)))
     assert other.digest == base.digest
 
 

@@ -1,3 +1,6 @@
+import os
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.bpe import blank_tokenizer
 from pipeline.errors import StageFailed
 from pipeline.stages.tokenizer import TokenizerFile
-from pipeline.tokens import BOS_ID, EOS_ID, PAD_ID, SPECIAL, encode_documents, load_tokenizer, panics
+from pipeline.tokens import BOS_ID, EOS_ID, PAD_ID, SPECIAL, encode_documents, load_tokenizer, one_thread, panics
 from tests.pipeline.data_stages import corpus_of, made, opened, tokenizer_of, toy_text
 
 
@@ -61,6 +64,17 @@ def test_the_same_corpus_gives_the_same_bytes_on_any_number_of_threads(tmp_path,
     one = made(stage, tmp_path / "one")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     assert made(stage, tmp_path / "two").digest == one.digest
+
+
+@pytest.mark.parametrize("before", [None, "true"])
+def test_one_thread_leaves_the_setting_as_it_was_also_after_an_error(before, monkeypatch):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if before is not None:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
+    with suppress(KeyError), one_thread():
+        assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+        raise KeyError
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == before
 
 
 def test_economy_is_measured(tmp_path):

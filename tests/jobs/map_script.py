@@ -1,0 +1,46 @@
+"""Spread work over a Ray of this process's own. Arguments: a folder for its home and for what the work leaves."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from jobs.launch_ray import RayOptions, connected, on_ray, ray_map
+
+
+def square(number: int) -> int:
+    time.sleep(0.1 if number % 2 else 0.0)
+    return number * number
+
+
+def fail_at_first(item: tuple[str, int]) -> None:
+    folder, number = item
+    if number == 0:
+        raise ValueError("the first of them")
+    time.sleep(0.3)
+    Path(folder, f"done-{number}").touch()
+
+
+def main(folder: str) -> None:
+    options = RayOptions(home=Path(folder), cpus=2)
+    with on_ray(options):
+        connected(options)
+        told: list[int] = []
+        found = {
+            "squares": ray_map(square, range(9), told.append),
+            "told": told,
+            "nothing": ray_map(square, [], told.append),
+        }
+        try:
+            ray_map(fail_at_first, [(folder, number) for number in range(40)], told.append)
+        except ValueError as error:
+            found["error"] = str(error)
+        time.sleep(1.0)
+        found["done"] = len(list(Path(folder).glob("done-*")))
+    Path(folder, "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
