@@ -3,13 +3,12 @@
 import json
 import logging
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 
 from jobs import cli_cluster, cli_quality, cli_registry, cli_use
-from jobs.cli_shared import CONFIG, RUN, RUNS, Inline, Json, NoColor, Overrides, Quiet, build, emit
+from jobs.cli_shared import CONFIG, RUN, RUNS, Config, Inline, Json, NoColor, Overrides, Quiet, build, emit
 from pipeline.errors import GristmillError
 
 app = App(
@@ -40,7 +39,7 @@ app.command(config_app)
 
 @app.command(group=RUN)
 def run(
-    config: Path,
+    config: Config,
     *,
     set_: Overrides = None,
     inline: Inline = False,
@@ -56,7 +55,7 @@ def run(
 
 
 @app.command(group=RUN)
-def plan(config: Path, *, set_: Overrides = None, json_: Json = False) -> None:
+def plan(config: Config, *, set_: Overrides = None, json_: Json = False) -> None:
     """Say what a run would build or reuse, and why, without spending anything."""
     from jobs.plan import plan_rows, print_plan
 
@@ -65,7 +64,13 @@ def plan(config: Path, *, set_: Overrides = None, json_: Json = False) -> None:
 
 
 @app.command(group=RUN)
-def why(config: Path, stage: str, *, set_: Overrides = None, json_: Json = False) -> None:
+def why(
+    config: Config,
+    stage: Annotated[str, Parameter(help="As `plan` names it.")],
+    *,
+    set_: Overrides = None,
+    json_: Json = False,
+) -> None:
     """Say why a stage would be built or reused: the fields that differ from the newest artifact of its kind."""
     from jobs.plan import find_row, plan_rows, print_plan
 
@@ -75,7 +80,7 @@ def why(config: Path, stage: str, *, set_: Overrides = None, json_: Json = False
 
 @app.command(group=RUN)
 def tune(
-    config: Path,
+    config: Config,
     *,
     search: Annotated[
         list[str] | None,
@@ -87,7 +92,7 @@ def tune(
     parallel: Annotated[int, Parameter(help="Trials at a time; they share the CPU cores.")] = 1,
     metric: Annotated[Literal["macro_f1", "accuracy"], Parameter(help="Of the validation texts.")] = "macro_f1",
     task: Annotated[str | None, Parameter(help="Which of several tasks.")] = None,
-    seed: int = 0,
+    seed: Annotated[int, Parameter(help="Another one tries other settings.")] = 0,
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:
@@ -116,7 +121,14 @@ def tune(
 
 
 @app.command(group=RUNS)
-def ui(*, host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> None:
+def ui(
+    *,
+    host: Annotated[str, Parameter(help="Address to listen on. The default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[
+        int, Parameter(help="Where to point a browser.", validator=validators.Number(gte=1, lte=65535))
+    ] = 5000,
+    uri: Annotated[str | None, Parameter(help="Another store of experiments. Default: that of GRISTMILL_HOME.")] = None,
+) -> None:
     """Serve the MLflow UI over the experiments of GRISTMILL_HOME, on this machine only."""
     from jobs.home import home
     from jobs.run import tracking_uri
@@ -126,7 +138,11 @@ def ui(*, host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> 
 
 
 @app.command(group=RUNS)
-def sync(run: str | None = None, *, json_: Json = False) -> None:
+def sync(
+    run: Annotated[str | None, Parameter(help="A run of this GRISTMILL_HOME. Default: every run.")] = None,
+    *,
+    json_: Json = False,
+) -> None:
     """Bring MLflow in line with the records on disk, after an outage. Without a name: every run."""
     from jobs.home import home
     from jobs.use import sync_runs
@@ -146,7 +162,7 @@ cli_quality.register(app)
 
 @config_app.command
 def show(
-    config: Path,
+    config: Config,
     *,
     set_: Overrides = None,
     origin: Annotated[bool, Parameter(help="Say where each value comes from.", negative="")] = False,
@@ -159,7 +175,9 @@ def show(
 
 
 @config_app.command
-def explain(key: str = "") -> None:
+def explain(
+    key: Annotated[str, Parameter(help="A key or a section: finetune.lr, or pretrain. Default: all.")] = "",
+) -> None:
     """Say what a key means: type, default, range. Without a key: every key."""
     from jobs.explain import explain_key
 

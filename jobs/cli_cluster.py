@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from jobs.cli_shared import RUNS, Inline, Json, NoColor, Overrides, Quiet, build, emit
+from jobs.cli_shared import RUNS, Config, Inline, Json, NoColor, Overrides, Quiet, build, emit
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def register(app: App) -> None:
 
 
 def submit(
-    config: Path,
+    config: Config,
     *,
     to: To,
     set_: Overrides = None,

@@ -15,6 +15,7 @@ RUNS = Group.create_ordered("Runs and jobs")
 MODELS = Group.create_ordered("Use a model")
 CONFIG = Group.create_ordered("Configs")
 
+Config = Annotated[Path, Parameter(help="A YAML file: configs/quickstart.yaml is one to begin with.")]
 Overrides = Annotated[
     list[str] | None,
     Parameter(name="--set", help="Replace one value: --set pretrain.lr=1e-3. Repeatable.", negative=""),

@@ -16,7 +16,7 @@ Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Model = Annotated[
     str, Parameter(help="A registered name, NAME@ALIAS, a models:/ URI, an export folder or a classifier artifact.")
 ]
-Texts = Annotated[list[str] | None, Parameter(help="Texts to label; `-` reads lines from standard input.")]
+Texts = Annotated[list[str] | None, Parameter(help="Texts to label; `-` reads lines from standard input.", negative="")]
 Input = Annotated[
     str | None, Parameter(help="A file to label: jsonl, csv, tsv or parquet; also .gz or .zst.", name="--input")
 ]
@@ -187,25 +187,33 @@ def export(
 
 
 def generate(
-    model: str,
-    prompts: Annotated[list[str] | None, Parameter(help="Texts to continue; none starts from nothing.")] = None,
+    model: Annotated[str, Parameter(help="The name of a pipeline, a pretrain artifact or a Llama folder.")],
+    prompts: Annotated[
+        list[str] | None, Parameter(help="Texts to continue. Default: one that begins with nothing.", negative="")
+    ] = None,
     *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.8,
-    top_k: int | None = 50,
-    top_p: float | None = None,
-    seed: int = 0,
-    beams: Annotated[int, Parameter(help="Search with so many lines for the likeliest text, instead of drawing.")] = 1,
+    max_new_tokens: Annotated[Count, Parameter(help="Tokens after which a text ends, if it has not by itself.")] = 64,
+    temperature: Annotated[
+        float,
+        Parameter(help="0 takes the likeliest token; 1 draws as the model says.", validator=validators.Number(gte=0)),
+    ] = 0.8,
+    top_k: Annotated[Count | None, Parameter(help="Draw among so many tokens, the likeliest.")] = 50,
+    top_p: Annotated[
+        float | None,
+        Parameter(
+            help="Draw among the likeliest tokens that together have this probability.",
+            validator=validators.Number(gt=0, lte=1),
+        ),
+    ] = None,
+    seed: Annotated[int, Parameter(help="Another one draws another text.")] = 0,
+    beams: Annotated[Count, Parameter(help="Above 1: search with so many lines for the likeliest text.")] = 1,
     precision: Annotated[
         Literal["fp32", "bf16", "int8"],
         Parameter(help="Of the weights: int8 is the fastest for few prompts at a time, and rounds them."),
     ] = "fp32",
     json_: Json = False,
 ) -> None:
-    """Continue prompts with a pretrained model: the name of a pipeline, a pretrain artifact or a Llama folder.
-
-    Temperature 0 is greedy.
-    """
+    """Continue prompts with a pretrained model."""
     from jobs.use import continue_prompts
 
     rows = continue_prompts(model, prompts or [""], max_new_tokens, temperature, top_k, top_p, seed, beams, precision)

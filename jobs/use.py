@@ -103,8 +103,6 @@ def continue_prompts(
     from model.generate import generate
     from pipeline.tokens import encode_documents, special_ids
 
-    if beams < 1:
-        raise UsageError(f"--beams {beams}: give 1 to draw, or more to search")
     loaded = _language_model(model)
     if not loaded.model.cfg.causal:
         raise UsageError(f"{model} reads both ways (pretrain.objective), so it cannot write from left to right")

@@ -116,7 +116,7 @@ def test_generate_searches_when_given_beams(first: dict[str, Any], home: Path):
     found, *others = (answer(gristmill(home, *command, "4", "--seed", seed)) for seed in ("3", "4"))
     assert others == [found]  # nothing is drawn
     refused = gristmill(home, *command, "0")
-    assert (refused.returncode, "--beams 0" in refused.stderr) == (2, True)
+    assert (refused.returncode, "--beams" in refused.stderr) == (2, True)
 
 
 @pytest.mark.slow

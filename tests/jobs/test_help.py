@@ -1,0 +1,32 @@
+from collections.abc import Iterator
+
+import pytest
+from cyclopts import App
+
+from jobs.cli import app
+
+
+def commands(parent: App, path: str = "gristmill") -> Iterator[tuple[str, App]]:
+    for name in parent:
+        if not name.startswith("-"):
+            yield f"{path} {name}", parent[name]
+            yield from commands(parent[name], f"{path} {name}")
+
+
+@pytest.mark.parametrize("command", [pytest.param(command, id=name) for name, command in commands(app)])
+def test_every_command_and_each_of_its_options_says_what_it_is_for(command: App):
+    assert command.help
+    arguments = command.assemble_argument_collection() if command.default_command else []
+    assert [argument.names for argument in arguments if not argument.parameter.help] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--temperature", "-1"), ("--top-k", "0"), ("--top-p", "1.5"), ("--max-new-tokens", "0")]
+)
+def test_a_number_that_generate_cannot_use_is_refused_in_a_line(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        app(["generate", "nothing", option, value])
+    assert ended.value.code != 0
+    assert option in capsys.readouterr().err
