@@ -51,9 +51,15 @@ def refuse_binary(text: str, where: str, line: int) -> None:
         raise DataError(f"{where}:{line}: a NUL character: this is binary, or UTF-16. Give UTF-8 text")
 
 
-def normalise(text: str) -> str:
-    """Line ends as `\\n`, whatever the system they come from; a NUL, which a record may spell out, as U+FFFD."""
-    text = text.replace("\0", REPLACEMENT)
+def normalise(text: str, counts: "Counter[str] | None" = None) -> str:
+    """Line ends as `\\n`, whatever the system they come from; a NUL, which a record may spell out, as U+FFFD.
+
+    `counts["texts_with_nul"]` goes up for a text that held any.
+    """
+    if "\0" in text:
+        text = text.replace("\0", REPLACEMENT)
+        if counts is not None:
+            counts["texts_with_nul"] += 1
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 

@@ -162,7 +162,7 @@ def _texts(
         for texts in read_texts(source, config.text, how):
             counts["read"] += len(texts)
             progress(counts["bytes_read"], total, f"{counts['read']:,} documents")
-            pieces = [piece for text in texts for piece in cut(normalise(text))]
+            pieces = [piece for text in texts for piece in cut(normalise(text, counts))]
             counts["cut"] += len(pieces) - len(texts)
             yield pieces
     progress(total, total, f"{counts['read']:,} documents")
@@ -181,7 +181,7 @@ def _kept(texts: Iterable[str], config: CorpusConfig, seen: Seen | None, counts:
 
 
 def _record(counts: "Counter[str]") -> dict[str, Any]:
-    return {
+    record = {
         "documents": counts["documents"],
         "bytes": counts["bytes"],
         "parts": counts["parts"],
@@ -191,6 +191,7 @@ def _record(counts: "Counter[str]") -> dict[str, Any]:
         "long_words_split": counts["long_words"],
         "repaired_utf8": counts["repaired"],
     }
+    return record | ({"texts_with_nul": counts["texts_with_nul"]} if counts["texts_with_nul"] else {})
 
 
 def _metrics(record: Mapping[str, Any]) -> dict[str, float]:

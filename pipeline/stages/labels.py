@@ -184,7 +184,7 @@ def _examples(config: LabelsConfig, ctx: Context, counts: "Counter[str]") -> Ite
             counts["read"] += 1
             if counts["read"] % PROGRESS_EVERY == 0:
                 ctx.tracker.progress(counts["bytes_read"], total, f"{counts['read']:,} rows")
-            example = _example(config, source, row, split)
+            example = _example(config, source, row, split, counts)
             counts["lists"] += isinstance(row.values[1], list)
             counts["blank"] += not example
             if example:
@@ -196,10 +196,10 @@ def _split_of(source: Source) -> SplitName:
     return split_of_file(source.name, str(source.path))
 
 
-def _example(config: LabelsConfig, source: Source, row: Row, split: str) -> Example | None:
+def _example(config: LabelsConfig, source: Source, row: Row, split: str, counts: "Counter[str]") -> Example | None:
     """A row as an example; None if its text is blank. `split` is that of its file, where no column says it."""
     where = f"{source.path}:{row.line}"
-    text = normalise(text_of(row, source, config.text))
+    text = normalise(text_of(row, source, config.text), counts)
     at = f"{where}: {config.label}"
     label = class_names(row.values[1], at, config.separator) if config.multi_label else class_name(row.values[1], at)
     split = str(row.values[2]) if len(row.values) > 2 else split
@@ -288,6 +288,7 @@ def _write(out: Path, splits: Mapping[SplitName, list[Example]], names: list[str
 
 
 def _metrics(splits: Mapping[SplitName, list[Example]], names: list[str], counts: "Counter[str]") -> dict[str, float]:
-    extra = ("read", "blank", "repaired", "duplicates", "duplicates_across_splits", "conflicting_classes")
+    met = ("read", "blank", "repaired", "texts_with_nul")
+    extra = (*met, "duplicates", "duplicates_across_splits", "conflicting_classes")
     rows = {f"{split}_rows": float(len(splits[split])) for split in SPLITS}
     return {"classes": float(len(names)), **rows, **{name: float(counts[name]) for name in extra}}

@@ -140,9 +140,10 @@ def test_a_file_with_nothing_but_a_bom_has_no_rows(tmp_path):
     assert documents(tmp_path, tmp_path / "home") == ["one"]
 
 
-def test_a_nul_that_a_record_spells_out_becomes_the_replacement_character(tmp_path):
-    path = write(tmp_path / "a.jsonl", b'{"text": "a\\u0000b"}\n')
-    assert documents(path, tmp_path / "home") == ["a\ufffdb"]
+def test_a_nul_that_a_record_spells_out_becomes_the_replacement_character_and_is_counted(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"text": "a\\u0000\\u0000b"}\n{"text": "c"}\n')
+    assert documents(path, tmp_path / "home") == ["a\ufffd\ufffdb", "c"]
+    assert made(corpus_of(path), tmp_path / "home").notes["metrics"]["texts_with_nul"] == 1
 
 
 def test_a_whole_file_can_be_one_document(tmp_path):

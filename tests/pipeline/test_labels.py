@@ -44,6 +44,11 @@ def texts_by_split(found: Labels) -> dict[str, list[str]]:
     return {name: found.split(name).texts for name in ("train", "validation", "test")}
 
 
+def test_texts_with_a_nul_are_counted(tmp_path):
+    path = rows_file(tmp_path / "a.jsonl", [*two_classes(), {"text": "a\0b", "label": "odd"}])
+    assert made(labels_of(path), tmp_path / "home").notes["metrics"]["texts_with_nul"] == 1
+
+
 def test_a_split_column_is_obeyed_and_validation_is_carved_from_train(tmp_path):
     found = labels(rows_file(tmp_path / "a.jsonl", split_rows()), split="split")
     texts = texts_by_split(found)
