@@ -6,6 +6,7 @@ It listens on loopback only, Ray's own core included, and lets nobody in without
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -62,12 +63,12 @@ def ensure(home: Path, say: Callable[[str], None]) -> Head:
     """The head of this home, started if there is none. Two callers get the same one. Raises EnvironmentProblem."""
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / LOCK):
-        head = find(home)
+        head, process = find(home), None
         if head is None:
             say("starting a Ray head on this machine; `gristmill head stop` ends it")
             _clear(home)
-            head = _start(home)
-        _wait(head, (home / "ray-token").read_text().strip())
+            head, process = _start(home)
+        _wait(head, process, (home / "ray-token").read_text().strip())
         return head
 
 
@@ -96,7 +97,7 @@ def _clear(home: Path) -> Head | None:
     return head if had_members else None
 
 
-def _start(home: Path) -> Head:
+def _start(home: Path) -> "tuple[Head, subprocess.Popen[bytes]]":
     temp = tempfile.mkdtemp(prefix="gristmill-ray-")  # short: it holds sockets, whose paths may have 107 bytes
     dashboard, client, metrics = _free_ports(3)
     environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_THE_HEAD}
@@ -116,7 +117,7 @@ def _start(home: Path) -> Head:
     scratch = home / f".tmp-{HEAD}"
     scratch.write_text(json.dumps(asdict(head)))
     scratch.replace(home / HEAD)  # before it answers: one that is given up on can still be stopped
-    return head
+    return head, process
 
 
 def _command(temp: str, dashboard: int, client: int) -> list[str]:
@@ -143,14 +144,22 @@ def _free_ports(n: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _wait(head: Head, token: str) -> None:
-    """Return when jobs can be submitted."""
+def _wait(head: Head, process: "subprocess.Popen[bytes] | None", token: str) -> None:
+    """Return when jobs can be submitted. `process` is that of a head that was started here."""
     until = time.monotonic() + START_SECONDS
     while not _answers(head.address, token):
-        if not head.alive or time.monotonic() > until:
-            why = "ended at once" if not head.alive else f"did not answer within {START_SECONDS:.0f} s"
-            raise EnvironmentProblem(f"the Ray head {why}. {_last_words(head)}")
+        if not head.alive:
+            raise EnvironmentProblem(f"the Ray head ended at once{_how(process)}. {_last_words(head)}")
+        if time.monotonic() > until:
+            raise EnvironmentProblem(f"the Ray head did not answer within {START_SECONDS:.0f} s. {_last_words(head)}")
         time.sleep(0.2)
+
+
+def _how(process: "subprocess.Popen[bytes] | None") -> str:
+    code = process.poll() if process else None
+    if code is None:
+        return ""
+    return f", with exit code {code}" if code >= 0 else f", by {signal.Signals(-code).name}"
 
 
 def _answers(address: str, token: str) -> bool:
@@ -166,7 +175,9 @@ def _answers(address: str, token: str) -> bool:
 def _last_words(head: Head) -> str:
     log = Path(head.temp) / "start.log"
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return f"It said: {lines[-1]} (all of it: {log})" if lines else "Look at `gristmill head status`"
+    return (
+        f"It said: {lines[-1]} (all of it: {log})" if lines else f"It said nothing; Ray's own logs are in {head.temp}"
+    )
 
 
 def _end(head: Head) -> bool:
