@@ -1,6 +1,6 @@
 """A corpus in chunks that are read side by side is the corpus as it stands in its files."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pipeline import chunks
 from pipeline.errors import DataError
 from pipeline.readers import Reading, read_rows
 from pipeline.sources import find
+from pipeline.stage import Told
 from tests.pipeline.data_stages import corpus_of, made, opened
 
 BOM = b"\xef\xbb\xbf"
@@ -31,9 +32,11 @@ def written(path: Path, texts: list[str], first: bytes = b"") -> Path:
     return path
 
 
-def last_first(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+def last_first(function: Callable[[Any], Any], items: Sequence[Any], told: Told) -> list[Any]:
     """`Map` that ends with what the caller gave first."""
-    return [function(item) for item in reversed(list(items))][::-1]
+    results = [function(item) for item in reversed(items)][::-1]
+    told(len(results))
+    return results
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
