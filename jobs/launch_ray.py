@@ -34,6 +34,9 @@ SETTINGS = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 
+WATCHED = 256
+"""Tasks that are waited for at once, of all that are not done: Ray looks at each of them each time."""
+
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray's switch for "one machine only": without it Ray puts the machine's address in place of 127.0.0.1."""
 
@@ -189,7 +192,8 @@ def ray_map(function: Callable[[T], R], items: Sequence[T], told: Told, /, *, he
     waiting = results
     try:
         while waiting:
-            done, waiting = ray.wait(waiting)
+            done, left = ray.wait(waiting[:WATCHED])
+            waiting = left + waiting[WATCHED:]
             ray.get(done)
             told(len(results) - len(waiting))
     finally:
