@@ -2,9 +2,10 @@
 
 import importlib.util
 import logging
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import orjson
 from jaxtyping import Int64, UInt32
 from tokenizers import Tokenizer
+from tokenizers.normalizers import Lowercase
 
 from pipeline.tokens import encode_documents, load_tokenizer, special_ids
 
@@ -132,7 +134,21 @@ def prepared(lower: bool, space: bool, text: str) -> str:
     """A text as the byte-level pre-tokenizer sees it: in lower case, and with a space before its first word."""
     if lower:  # character by character, as tokenizers does; Python has another small sigma for the end of a word
         text = text.replace("\u03a3", "\u03c3").lower()
+        if not text.isascii():
+            for capital, small in _newer_capitals():
+                text = text.replace(capital, small)
     return f" {text}" if space and text and text[0] != " " else text
+
+
+@cache
+def _newer_capitals() -> list[tuple[str, str]]:
+    """The capitals of which tokenizers knows the small letter and Python, whose Unicode may be older, knows nothing.
+
+    Every script that has capitals is in the first two planes.
+    """
+    unknown = [character for character in map(chr, range(0x80, 0x20000)) if unicodedata.category(character) == "Cn"]
+    lowered = Lowercase().normalize_str("\n".join(unknown)).split("\n")
+    return [(capital, small) for capital, small in zip(unknown, lowered, strict=True) if capital != small]
 
 
 def _by_fast(backend: Any, prepare: Callable[[str], str], bos: int, eos: int, texts: Sequence[str]) -> Encoded:

@@ -16,6 +16,7 @@ import torch
 
 from model.config import ModelConfig
 from model.interchange import CALIBRATION
+from pipeline.encoder import prepared
 from pipeline.errors import StageFailed, UsageError
 from pipeline.export import Subject, hf
 from pipeline.export._verify import ALONE, Expected, Logits, check_labels
@@ -172,7 +173,7 @@ def _is_read_alike(text: str, n_tokens: int, record: Mapping[str, Any]) -> bool:
 
 def _prepared(text: str, how: Mapping[str, Any]) -> str:
     """A text as llama.cpp must be given it, since a GGUF cannot say so: it begins with the prefix, once."""
-    text = text.lower() if how["lowercase"] else text
+    text = prepared(how["lowercase"], False, text)
     return text if text.startswith(how["prefix"]) else how["prefix"] + text
 
 

@@ -10,7 +10,7 @@ from tokenizers import normalizers
 
 from pipeline import encoder
 from pipeline.bpe import TokenizerConfig, by_reference
-from pipeline.encoder import FAST, JUDGED_CHARS, REFERENCE, Encoded, Encoder, fast_engine
+from pipeline.encoder import FAST, JUDGED_CHARS, REFERENCE, Encoded, Encoder, fast_engine, prepared
 from pipeline.tokens import BOS_ID, EOS_ID, encode_documents, load_tokenizer
 
 LEARNT = [
@@ -29,6 +29,7 @@ ODD = [
     "\u0085x",
     "ΑΣ ΣΑΣ",
     "İstanbul",
+    "\U00016ea0 \ua7cb",
     "<|bos|> x <|eos|>",
     "😀 e\u0301",
     "\ufeffx",
@@ -54,6 +55,14 @@ def test_the_fast_engine_gives_the_ids_of_the_reference(file: Path, texts: list[
     assert fast is not None
     expected = [ids.tolist() for ids in encode_documents(load_tokenizer(file), texts)]
     assert documents(fast(texts)) == expected
+
+
+def test_every_character_has_the_small_letter_that_tokenizers_gives_it():
+    codes = (code for code in range(1, sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
+    characters = [chr(code) for code in codes if code != ord("\n")]
+    lowered = normalizers.Lowercase().normalize_str("\n".join(characters)).split("\n")
+    wrong = [(c, small) for c, small in zip(characters, lowered, strict=True) if prepared(True, False, c) != small]
+    assert wrong == []
 
 
 def test_odd_texts_stand_between_bos_and_eos_whatever_they_spell(file: Path):
