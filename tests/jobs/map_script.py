@@ -37,7 +37,7 @@ def main(folder: str) -> None:
             ray_map(fail_at_first, [(folder, number) for number in range(40)], told.append)
         except ValueError as error:
             found["error"] = str(error)
-        time.sleep(1.0)
+        time.sleep(2.0)
         found["done"] = len(list(Path(folder).glob("done-*")))
     Path(folder, "found.json").write_text(json.dumps(found))
 
