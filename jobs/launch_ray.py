@@ -203,8 +203,11 @@ def ray_map(function: Callable[[T], R], items: Sequence[T], told: Told, /, *, he
 
 
 def _apply(function: Callable[[T], R], item: T) -> R:
+    from pipeline.tokens import one_thread
+
     speak_for_ourselves()
-    return function(item)
+    with one_thread():  # a task has one slot
+        return function(item)
 
 
 def token_settings(home: Path) -> dict[str, str]:

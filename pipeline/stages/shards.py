@@ -20,7 +20,6 @@ from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.tables import n_groups, read_group
 from pipeline.text import batches, unit_hash
 from pipeline.token_stream import TokenStream
-from pipeline.tokens import one_thread
 
 __all__ = ["ShardsConfig", "ShardsStage", "Split", "TokenShards", "TokenStream"]
 
@@ -167,8 +166,7 @@ def _divide(task: Task, tasks: int) -> list[Task]:
 def encode_task(task: Task) -> dict[Split, list[Written]]:
     """Write the shards of a task, and the lengths of their documents beside them in the work folder."""
     encode = Encoder(task.tokenizer)  # of this task alone: what its process did before must not decide its bytes
-    with one_thread():
-        shards = [_encode_unit(task, unit, encode) for unit in task.units]
+    shards = [_encode_unit(task, unit, encode) for unit in task.units]
     return {split: [shard[split] for shard in shards] for split in SPLITS}
 
 

@@ -1,6 +1,7 @@
 """Spread work over a Ray of this process's own. Arguments: a folder for its home and for what the work leaves."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,10 @@ from jobs.launch_ray import RayOptions, connected, on_ray, ray_map
 def square(number: int) -> int:
     time.sleep(0.1 if number % 2 else 0.0)
     return number * number
+
+
+def parallelism(_: int) -> str | None:
+    return os.environ.get("TOKENIZERS_PARALLELISM")
 
 
 def fail_at_first(item: tuple[str, int]) -> None:
@@ -32,6 +37,7 @@ def main(folder: str) -> None:
             "squares": ray_map(square, range(9), told.append),
             "told": told,
             "nothing": ray_map(square, [], told.append),
+            "parallelism": ray_map(parallelism, range(2), told.append),
         }
         try:
             ray_map(fail_at_first, [(folder, number) for number in range(40)], told.append)

@@ -29,6 +29,10 @@ def test_each_item_that_is_done_is_told(found: dict[str, Any]):
     assert found["told"][:9] == list(range(1, 10))
 
 
+def test_a_task_is_kept_to_one_thread_of_tokenizers(found: dict[str, Any]):
+    assert found["parallelism"] == ["false"] * 2
+
+
 def test_a_failure_is_raised_and_the_items_that_wait_are_not_begun(found: dict[str, Any]):
     assert found["error"].endswith("ValueError: the first of them")
     assert found["done"] < 6, "two at a time, and what runs is stopped"
