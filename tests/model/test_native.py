@@ -147,8 +147,11 @@ def test_cross_entropy_is_near_the_exact_one(rows: int, d: int, vocab: int, seed
         torch.autograd.grad(loss, (hidden, weight)), (of_logits, of_logits.T), (w.float(), h.float()), strict=True
     ):
         want, added_up = rows_of @ by, rows_of.abs() @ by.abs()
+        off = (got - want).abs()
         rounded = added_up + want.abs()  # each summand is, and their sum may be
-        assert ((got - want).abs() <= 1.01 * rounded * 2**-8 + 1e-6).all()
+        assert (off <= 1.01 * rounded * 2**-8 + 1e-6).all()
+        most = added_up.max() / 2**9  # many errors cancel out
+        assert off.max() <= torch.maximum(0.03 * want.abs().max() + 1e-3, most)
     assert "cross_entropy" in RAN
     assert ("weight_gradient" in RAN) == (d % 32 == 0 and native.has("weight_gradient"))
 
