@@ -20,9 +20,9 @@ from pipeline.tokens import encode_documents, load_tokenizer, special_ids
 log = logging.getLogger(__name__)
 
 JUDGED_CHARS = 1 << 16
-"""What both engines encode before the faster one is trusted."""
+"""So much of a corpus both engines encode at least."""
 JUDGED_SHARE = 1 / 256
-"""How much of every text after that both encode too, so that it is not trusted blindly."""
+"""As large a part of the texts that come together both encode at least, in pieces from all over them."""
 PIECE_CHARS = 256
 """As much of one text is judged at least, where it is as long."""
 FAST, REFERENCE = "gigatoken", "tokenizers"
@@ -37,33 +37,23 @@ class Encoded:
 
 
 Encode = Callable[[Sequence[str]], Encoded]
+"""The documents of some texts, in their order. No text can forge a special token."""
 
 
-class Encoder:
-    """Encodes as `tokenizer.json` says, by the fast engine while its ids are those of the other. `engine` is in use."""
+class Disagreement(Exception):
+    """The fast engine has other ids than the reference for some text."""
 
-    def __init__(self, file: Path, fast: Callable[[Path], Encode | None] | None = None) -> None:
-        self._reference = reference_engine(file)
-        self._fast = (fast or fast_engine)(file)
-        self._judged = False
 
-    @property
-    def engine(self) -> str:
-        return REFERENCE if self._fast is None else FAST
+def checked(fast: Encode, reference: Encode, least_chars: int, texts: Sequence[str]) -> Encoded:
+    """What the fast engine makes of some texts. Raises Disagreement where the reference makes something else of them.
 
-    def __call__(self, texts: Sequence[str]) -> Encoded:
-        """The documents of the texts, in their order. No text can forge a special token."""
-        if self._fast is not None:
-            share = int(JUDGED_SHARE * sum(map(len, texts)))
-            self._judge(self._fast, _first_chars(texts, share if self._judged else JUDGED_CHARS))
-        return (self._fast or self._reference)(texts)
-
-    def _judge(self, fast: Encode, texts: Sequence[str]) -> None:
-        self._judged = True
-        ours, theirs = self._reference(texts), fast(texts)
-        if not (np.array_equal(ours.lengths, theirs.lengths) and np.array_equal(ours.ids, theirs.ids)):
-            self._fast = None
-            log.warning("%s gives other ids than %s for this tokenizer, so that one encodes", FAST, REFERENCE)
+    It is asked about pieces of them: `least_chars` characters, or JUDGED_SHARE of all where that is more.
+    """
+    sample = _first_chars(texts, max(least_chars, int(JUDGED_SHARE * sum(map(len, texts)))))
+    ours, theirs = reference(sample), fast(sample)
+    if not (np.array_equal(ours.lengths, theirs.lengths) and np.array_equal(ours.ids, theirs.ids)):
+        raise Disagreement(f"{FAST} gives other ids than {REFERENCE} for this tokenizer, so that one encodes")
+    return fast(texts)
 
 
 def _first_chars(texts: Sequence[str], limit: int) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from blake3 import blake3
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from tokenizers import pre_tokenizers
 
 from pipeline.errors import DataError
@@ -172,7 +172,13 @@ def _break(word: str, max_bytes: int) -> str:
     return " ".join(word[i : i + step] for i in range(0, len(word), step))
 
 
+def unit_hashes(texts: Iterable[str], purpose: str) -> Float64[np.ndarray, " n"]:
+    """A number in [0, 1) for each text that is the same for equal texts and independent between purposes."""
+    salt = f"{purpose}\0".encode()
+    digests = b"".join([blake3(salt + text.encode()).digest(length=8) for text in texts])
+    return (np.frombuffer(digests, ">u8") >> 11) / (1 << 53)
+
+
 def unit_hash(text: str, purpose: str) -> float:
-    """A number in [0, 1) that is the same for equal texts and independent between purposes."""
-    digest = blake3(f"{purpose}\0{text}".encode()).digest(length=8)
-    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+    """That of one text."""
+    return float(unit_hashes([text], purpose)[0])

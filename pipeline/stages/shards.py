@@ -1,8 +1,11 @@
 """The corpus as token ids on disk, split by document into training and validation, whoever wrote which shard."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +13,16 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Bool, Int64
 
-from pipeline.encoder import FAST, Encoder
+from pipeline.encoder import (
+    FAST,
+    JUDGED_CHARS,
+    REFERENCE,
+    Disagreement,
+    Encode,
+    checked,
+    fast_engine,
+    reference_engine,
+)
 from pipeline.errors import DataError
 from pipeline.faults import fault_point
 from pipeline.identity import knob
@@ -18,14 +30,17 @@ from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.corpus import Corpus
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.tables import n_groups, read_group
-from pipeline.text import batches, unit_hash
+from pipeline.text import unit_hashes
 from pipeline.token_stream import TokenStream
+
+log = logging.getLogger(__name__)
 
 __all__ = ["ShardsConfig", "ShardsStage", "Split", "TokenShards", "TokenStream"]
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
-BATCH_CHARS = 1 << 20
+TASKS_PER_CORE = 8
+"""Enough for all to end at about the same time."""
 SHARDS_AIMED_AT = 64
 """How many shards a corpus of middling size is spread over; more cores than that find work only in a larger one."""
 
@@ -39,7 +54,7 @@ class ShardsConfig:
     split_seed: Annotated[int, Ge(0)] = 0
     """Another number chooses other validation documents."""
     tasks: Annotated[int, Ge(0)] = knob(0)
-    """Encode in so many parallel tasks; 0 is one a shard, as many at a time as there are cpus."""
+    """Encode in so many parallel tasks; 0 is eight a core, or one a shard where there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,10 @@ class Task:
     dtype: str
     threshold: float
     purpose: str
+    judged_chars: int
+    """Of each row group, which both engines encode at least."""
+    trusting: bool = True
+    """Whether the fast engine may encode, where it is asked too."""
 
 
 @dataclass
@@ -119,15 +138,16 @@ class ShardsStage(Stage[TokenShards]):
 
     def run(self, ctx: Context) -> None:
         corpus, tokenizer = ctx.open(self.corpus), ctx.open(self.tokenizer)
-        vocab_size = tokenizer.vocab_size
+        vocab_size, work = tokenizer.vocab_size, units(corpus)
         task = Task(
-            units=units(corpus),
+            units=work,
             tokenizer=tokenizer.file,
             out=ctx.out,
             work=ctx.work,
             dtype="<u2" if vocab_size < 1 << 16 else "<u4",
             threshold=self.config.validation_fraction,
             purpose=f"validation {self.config.split_seed}",
+            judged_chars=-(-JUDGED_CHARS // max(1, sum(len(unit.groups) for unit in work))),
         )
         written = self._encode(ctx, task)
         if not all(_documents(written, split) for split in SPLITS):
@@ -145,9 +165,15 @@ class ShardsStage(Stage[TokenShards]):
         return TokenShards(path)
 
     def _encode(self, ctx: Context, task: Task) -> dict[Split, list[Written]]:
-        tasks = _divide(task, self.config.tasks)
+        """Every shard by the same engine: where the fast one is wrong about any text, the other encodes them all."""
+        tasks = _divide(task, self.config.tasks or TASKS_PER_CORE * ctx.cpus)
         results = ctx.spread(encode_task, tasks, f"encoding {len(task.units)} shards")
-        return {split: sorted((w for r in results for w in r[split]), key=lambda w: w.file) for split in SPLITS}
+        written: dict[Split, list[Written]] = {
+            split: sorted((w for r in results for w in r[split]), key=lambda w: w.file) for split in SPLITS
+        }
+        if len({shard.engine for split in SPLITS for shard in written[split]}) > 1:
+            return self._encode(ctx, replace(task, trusting=False))
+        return written
 
 
 def units(corpus: Corpus) -> tuple[Unit, ...]:
@@ -159,40 +185,47 @@ def units(corpus: Corpus) -> tuple[Unit, ...]:
 
 
 def _divide(task: Task, tasks: int) -> list[Task]:
-    n = min(tasks or len(task.units), len(task.units))
+    n = min(tasks, len(task.units))
     return [replace(task, units=task.units[i::n]) for i in range(n)]
 
 
 def encode_task(task: Task) -> dict[Split, list[Written]]:
     """Write the shards of a task, and the lengths of their documents beside them in the work folder."""
-    encode = Encoder(task.tokenizer)  # of this task alone: what its process did before must not decide its bytes
-    shards = [_encode_unit(task, unit, encode) for unit in task.units]
+    reference = reference_engine(task.tokenizer)
+    fast = fast_engine(task.tokenizer) if task.trusting else None
+    if fast is not None:
+        try:
+            return _encode_units(task, FAST, partial(checked, fast, reference, task.judged_chars))
+        except Disagreement as disagreement:
+            log.warning("%s", disagreement)
+    return _encode_units(task, REFERENCE, reference)
+
+
+def _encode_units(task: Task, engine: str, encode: Encode) -> dict[Split, list[Written]]:
+    shards = [_encode_unit(task, unit, engine, encode) for unit in task.units]
     return {split: [shard[split] for shard in shards] for split in SPLITS}
 
 
-def _encode_unit(task: Task, unit: Unit, encode: Encoder) -> dict[Split, Written]:
+def _encode_unit(task: Task, unit: Unit, engine: str, encode: Encode) -> dict[Split, Written]:
     fault_point("shards.unit")
-    written: dict[Split, Written] = {
-        split: Written(f"{split}-{unit.number:05d}.bin", encode.engine) for split in SPLITS
-    }
+    written: dict[Split, Written] = {split: Written(f"{split}-{unit.number:05d}.bin", engine) for split in SPLITS}
     lengths: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}
-    files = {split: (task.out / written[split].file).open("wb") for split in SPLITS}
-    for texts in batches((text for group in unit.groups for text in read_group(unit.part, group)), BATCH_CHARS):
-        hashes = np.array([unit_hash(text, task.purpose) for text in texts])
-        sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])
-        encoded = encode(texts)
-        held_out = hashes < task.threshold
-        for split in SPLITS:
-            chosen = held_out == (split == "validation")
-            lengths[split].append(encoded.lengths[chosen])
-            written[split].engine = encode.engine
-            written[split].bytes += int(sizes[chosen].sum())
-            written[split].lowest = min(written[split].lowest, hashes.min(initial=1.0))
-        ids = encoded.ids.astype(task.dtype)
-        for is_validation, start, stop in _runs(held_out, encoded.lengths):
-            ids[start:stop].tofile(files["validation" if is_validation else "train"])
+    with ExitStack() as stack:
+        files = {split: stack.enter_context((task.out / written[split].file).open("wb")) for split in SPLITS}
+        for texts in (read_group(unit.part, group) for group in unit.groups):
+            hashes = unit_hashes(texts, task.purpose)
+            sizes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])
+            encoded = encode(texts)
+            held_out = hashes < task.threshold
+            for split in SPLITS:
+                chosen = held_out == (split == "validation")
+                lengths[split].append(encoded.lengths[chosen])
+                written[split].bytes += int(sizes[chosen].sum())
+                written[split].lowest = min(written[split].lowest, hashes.min(initial=1.0))
+            ids = encoded.ids.astype(task.dtype)
+            for is_validation, start, stop in _runs(held_out, encoded.lengths):
+                files["validation" if is_validation else "train"].write(ids[start:stop].data)
     for split in SPLITS:
-        files[split].close()
         _finish(task, written[split], np.concatenate(lengths[split]))
     return written
 

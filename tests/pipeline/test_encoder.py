@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ from tokenizers import normalizers
 
 from pipeline import encoder
 from pipeline.bpe import TokenizerConfig, by_reference
-from pipeline.encoder import FAST, JUDGED_CHARS, REFERENCE, Encoded, Encoder, fast_engine, prepared
+from pipeline.encoder import (
+    JUDGED_CHARS,
+    Disagreement,
+    Encoded,
+    checked,
+    fast_engine,
+    prepared,
+    reference_engine,
+)
 from pipeline.tokens import BOS_ID, EOS_ID, encode_documents, load_tokenizer
 
 LEARNT = [
@@ -66,55 +75,45 @@ def test_every_character_has_the_small_letter_that_tokenizers_gives_it():
 
 
 def test_odd_texts_stand_between_bos_and_eos_whatever_they_spell(file: Path):
-    found = documents(Encoder(file)(ODD))
+    fast = fast_engine(file)
+    assert fast is not None
+    found = documents(checked(fast, reference_engine(file), JUDGED_CHARS, ODD))
     assert found == [ids.tolist() for ids in encode_documents(load_tokenizer(file), ODD)]
     assert all(ids[0] == BOS_ID and ids[-1] == EOS_ID and not {BOS_ID, EOS_ID} & set(ids[1:-1]) for ids in found)
 
 
-def test_an_engine_that_disagrees_on_the_first_texts_is_not_used(file: Path, caplog: pytest.LogCaptureFixture):
-    def wrong(texts: Sequence[str]) -> Encoded:
-        right = Encoder(file)(texts)
-        return Encoded(np.where(right.ids == right.ids.max(), 3, right.ids).astype(np.uint32), right.lengths)
+def test_an_engine_that_disagrees_anywhere_is_found_out_where_all_is_judged(file: Path):
+    right = reference_engine(file)
 
-    encode = Encoder(file, fast=lambda _: wrong)
-    assert encode.engine == FAST
-    found = documents(encode(LEARNT))
-    assert found == [ids.tolist() for ids in encode_documents(load_tokenizer(file), LEARNT)]
-    assert encode.engine == REFERENCE
-    assert "other ids" in caplog.text
-
-
-def test_an_engine_that_disagrees_later_is_not_used_from_there_on(file: Path):
     def wrong_on_digits(texts: Sequence[str]) -> Encoded:
-        right = Encoder(file)(texts)
+        found = right(texts)
         digits = any(character.isdigit() for text in texts for character in text)
-        return Encoded(right.ids + np.uint32(digits), right.lengths)
+        return Encoded(found.ids + np.uint32(digits), found.lengths)
 
-    encode = Encoder(file, fast=lambda _: wrong_on_digits)
-    encode(["the cat sat"])
-    assert encode.engine == FAST
-    texts = ["the dog's bone " * 60] * 150 + ["12 34 " * 150] * 150
-    found = encode(texts)
-    assert encode.engine == REFERENCE
-    assert np.array_equal(found.ids, Encoder(file)(texts).ids)
+    encode = partial(checked, wrong_on_digits, right, JUDGED_CHARS)
+    assert documents(encode(["the cat sat"])) == documents(right(["the cat sat"]))
+    with pytest.raises(Disagreement, match="gigatoken gives other ids than tokenizers"):
+        encode(LEARNT)
 
 
-def test_what_the_fast_engine_cannot_read_is_encoded_by_the_reference(file: Path, tmp_path: Path):
+def test_an_engine_that_leaves_out_a_document_is_found_out(file: Path):
+    right = reference_engine(file)
+    with pytest.raises(Disagreement):
+        checked(lambda texts: right(texts[1:]), right, JUDGED_CHARS, LEARNT)
+
+
+def test_what_the_fast_engine_cannot_read_is_left_to_the_reference(file: Path, tmp_path: Path):
     tokenizer = load_tokenizer(file)
     tokenizer.normalizer = normalizers.Sequence([normalizers.StripAccents(), normalizers.Lowercase()])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    encode = Encoder(tmp_path / "tokenizer.json")
-    assert encode.engine == REFERENCE
-    assert documents(encode(["The Cät"])) == [encode_documents(tokenizer, ["The Cät"])[0].tolist()]
+    assert fast_engine(tmp_path / "tokenizer.json") is None
 
 
 def test_added_tokens_that_texts_may_hold_are_left_to_the_reference(file: Path, tmp_path: Path):
     tokenizer = load_tokenizer(file)
     tokenizer.add_tokens(["catfish"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    encode = Encoder(tmp_path / "tokenizer.json")
-    assert encode.engine == REFERENCE
-    assert documents(encode(["a catfish"])) == [encode_documents(tokenizer, ["a catfish"])[0].tolist()]
+    assert fast_engine(tmp_path / "tokenizer.json") is None
 
 
 def test_a_request_to_stop_is_not_lost_in_what_the_fast_engine_imports(file: Path, monkeypatch: pytest.MonkeyPatch):
@@ -129,7 +128,7 @@ def test_a_request_to_stop_is_not_lost_in_what_the_fast_engine_imports(file: Pat
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     fast_engine.cache_clear()
     with pytest.raises(KeyboardInterrupt):
-        Encoder(file)(LEARNT)
+        fast_engine(file)
 
 
 def test_without_the_extra_the_reference_encodes_and_says_how_to_change_that(
@@ -137,18 +136,22 @@ def test_without_the_extra_the_reference_encodes_and_says_how_to_change_that(
 ):
     monkeypatch.setattr(encoder, "FAST", "no_such_package")
     with caplog.at_level("INFO"):
-        assert Encoder(file).engine == REFERENCE
+        fast_engine.cache_clear()
+        assert fast_engine(file) is None
     assert "pip install gristmill[fast]" in caplog.text
 
 
-@pytest.mark.parametrize(("n", "length"), [(700, 1500), (5000, 50), (3, 100_000), (100, 700)])
-def test_as_much_is_judged_as_is_said_however_long_the_texts_are(file: Path, n: int, length: int):
+@pytest.mark.parametrize(("n", "length"), [(700, 1500), (5000, 50), (3, 100_000), (100, 700), (20_000, 1700)])
+def test_as_much_is_judged_as_is_said_however_long_the_texts_are(n: int, length: int):
     seen: list[int] = []
 
     def counted(texts: Sequence[str]) -> Encoded:
         seen.append(sum(map(len, texts)))
-        return Encoded(np.empty(0, np.uint32), np.empty(0, np.int64))  # wrong, so that no more than this is asked of it
+        return Encoded(np.empty(0, np.uint32), np.empty(0, np.int64))
 
-    Encoder(file, fast=lambda _: counted)(["x " * (length // 2)] * n)
-    assert len(seen) == 1
-    assert 0.99 * JUDGED_CHARS <= seen[0] <= JUDGED_CHARS
+    checked(counted, counted, JUDGED_CHARS, ["x " * (length // 2)] * n)
+    by_reference, judged, all_of_them = seen
+    expected = max(JUDGED_CHARS, n * length // 256)
+    assert by_reference == judged
+    assert 0.99 * expected <= judged <= expected
+    assert all_of_them == n * length

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import tables
+from pipeline.encoder import Encoded, reference_engine
 from pipeline.errors import DataError
+from pipeline.stages import shards as shards_stage
 from pipeline.stages.shards import TokenShards
 from pipeline.store import Store
 from pipeline.text import unit_hash
@@ -81,6 +83,29 @@ def test_the_number_of_tasks_changes_nothing(home, tasks):
     base = made(shards_of(corpus, validation_fraction=0.2), home / "home")
     other = made(shards_of(corpus, validation_fraction=0.2, tasks=tasks), home / f"tasks-{tasks}")
     assert (other.key, other.digest, other.status) == (base.key, base.digest, "built")
+
+
+@pytest.mark.parametrize("wrong_from", [0, 100])
+def test_where_the_fast_engine_disagrees_on_some_text_the_other_encodes_them_all(home, monkeypatch, caplog, wrong_from):
+    corpus = corpus_of(home / "toy.txt")
+    base = made(shards_of(corpus, validation_fraction=0.2), home / "home")
+    texts = sentences(DOCUMENTS)
+    trusted = set() if not wrong_from else set(texts[:wrong_from])
+
+    def sometimes_wrong(file: Path):
+        right = reference_engine(file)
+
+        def encode(texts):
+            found, wrong = right(texts), not trusted.issuperset(texts)
+            return Encoded(found.ids + np.uint32(wrong), found.lengths)
+
+        return encode
+
+    monkeypatch.setattr(shards_stage, "fast_engine", sometimes_wrong)
+    other = made(shards_of(corpus, validation_fraction=0.2), home / f"wrong-{wrong_from}")
+    assert other.digest == base.digest
+    assert "other ids" in caplog.text
+    assert "encoded by tokenizers" in other.notes["headline"]
 
 
 def test_tasks_in_other_processes_write_the_same_bytes(home):
