@@ -17,12 +17,13 @@ def knob(default: Any = MISSING, *, default_factory: Any = MISSING) -> Any:
     return field(default=default, default_factory=default_factory, metadata={"identity": False})
 
 
-def added(default: Any, *, birth: Any = MISSING) -> Any:
+def added(default: Any, *, birth: Any = MISSING, where: Mapping[str, Any] | None = None) -> Any:
     """A field that came after the first release: it stays out of the key while it equals its birth value.
 
-    `birth`, where the default has changed since, is what did what was done before there was the field.
+    `birth`, where the default has changed since, is what did what was done before there was the field. `where` names
+    other fields and the values without which nobody reads this one: then it stays out of the key too.
     """
-    return field(default=default, metadata={"birth": default if birth is MISSING else birth})
+    return field(default=default, metadata={"birth": default if birth is MISSING else birth, "where": where or {}})
 
 
 def is_knob(f: "Field[Any]") -> bool:
@@ -50,8 +51,9 @@ def canonical(value: Any) -> Any:
 
 
 def in_key(f: "Field[Any]", owner: Any) -> bool:
-    """Whether a field of a recipe counts: knobs do not, nor a later field that still has its birth value."""
-    return not is_knob(f) and not ("birth" in f.metadata and getattr(owner, f.name) == f.metadata["birth"])
+    """Whether a field of a recipe counts: knobs do not, nor a later field with its birth value, or that is not read."""
+    unread = any(getattr(owner, name) != value for name, value in f.metadata.get("where", {}).items())
+    return not (is_knob(f) or unread or ("birth" in f.metadata and getattr(owner, f.name) == f.metadata["birth"]))
 
 
 def _text_key(key: object) -> str:

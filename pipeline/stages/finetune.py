@@ -33,6 +33,7 @@ from pipeline.windows import ONE_WINDOW, Windows, loss_weights
 
 BEST = "best"
 """Folder, beside the checkpoints, of the best epoch so far."""
+LORA = {"method": "lora"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +71,9 @@ class FinetuneConfig(TrainingConfig):
     """Texts, or windows of long texts, in one optimizer step, all workers together."""
     method: Literal["full", "lora", "head"] = "full"
     """Train every weight; low-rank adapters of the blocks and the head; or the head alone over a frozen body."""
-    lora_rank: Annotated[int, Ge(1)] = added(8)
+    lora_rank: Annotated[int, Ge(1)] = added(8, where=LORA)
     """Inner width of each adapter of method lora."""
-    lora_alpha: Annotated[float, Gt(0)] = added(16.0)
+    lora_alpha: Annotated[float, Gt(0)] = added(16.0, where=LORA)
     """What an adapter adds is scaled by this over its rank."""
     pooling: Literal["last", "first", "mean", "attention"] = "mean"
     """How a text becomes one vector: a token's, the mean, or a learned weighing. A stock Llama export needs last."""

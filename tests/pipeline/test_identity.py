@@ -123,3 +123,15 @@ class Changed:
 def test_a_later_field_whose_default_has_changed_keeps_the_keys_of_what_names_a_value():
     assert canonical(Changed(later="as before")) == {"lr": 0.1}
     assert canonical(Changed()) == canonical(Changed(later="better")) == {"lr": 0.1, "later": "better"}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    method: str = "full"
+    rank: int = added(8, birth=4, where={"method": "low rank"})
+
+
+def test_a_later_field_counts_only_where_it_is_read():
+    assert canonical(Ranked()) == canonical(Ranked(rank=16)) == {"method": "full"}
+    assert canonical(Ranked(method="low rank")) == {"method": "low rank", "rank": 8}
+    assert canonical(Ranked(method="low rank", rank=4)) == {"method": "low rank"}
