@@ -17,16 +17,20 @@ from model.blend import Blend
 Tokens = Int64[Tensor, "batch seq"]
 Places = Int[Tensor, "#batch seq"]
 Real = Bool[Tensor, "batch seq"]
+Rows = Int64[Tensor, " n"]
 
 PRIME, FACTOR = 2**31 - 1, 1_000_003
 """A number below the one times the other fits int64 with room to spare: every program computes the same hash."""
+NONE = -1
+"""In place of a row of the table where no n-gram ends."""
 
 
 class NGrams(nn.Module):
     """A table with a row for each hash of an n-gram, n up to `order`: float32 [buckets, n_labels].
 
-    A text's logits are the sum of its n-grams' rows over the root of their number: a long text says more than a short
-    one, but not in proportion.
+    An n-gram that a text has c times counts 1 + ln(c), the sublinear term frequency of text retrieval. A text's logits
+    are the sum of its n-grams' rows, so weighed, over the root of the sum of these weights: a long text says more than
+    a short one, but not in proportion.
     """
 
     def __init__(self, n_labels: int, order: int, buckets: int) -> None:
@@ -41,18 +45,34 @@ class NGrams(nn.Module):
         """The logits of every document, as `Classifier.forward` has them."""
         if ids is None:
             return self.of_rows(tokens, torch.ones_like(tokens))
-        real, lengths = ids != documents.PADDING, documents.lengths(ids)
-        sums, counts = self._ending_at_each_token(tokens, documents.positions(ids), real)
-        whole, number = (torch.segment_reduce(x[real], "sum", lengths=lengths) for x in (sums, counts))
-        return whole / number.sqrt()
+        row, weight, held = self.read(tokens, ids)
+        sums = torch.segment_reduce(embedding(row, self.table) * weight[:, None], "sum", lengths=held)
+        return sums / torch.segment_reduce(weight, "sum", lengths=held).sqrt()[:, None]
+
+    def read(self, tokens: Tokens, ids: documents.Ids) -> tuple[Rows, Float[Tensor, " n"], Int64[Tensor, " documents"]]:
+        """The table's row of each n-gram that a document has, and its weight; and how many of them each document has.
+
+        The documents are in row-major order of appearance.
+        """
+        run = documents.starts(ids).flatten().cumsum(0).view_as(ids)
+        n_codes, buckets = self.order + 1, len(self.table)
+        found = [
+            ((run * n_codes + n) * buckets + row)[there]
+            for n, (row, there) in enumerate(self._hashes(tokens, documents.positions(ids), ids != documents.PADDING))
+        ]
+        code, count = torch.cat(found).unique(return_counts=True)
+        held = (code // (n_codes * buckets)).unique_consecutive(return_counts=True)[1]
+        return code % buckets, 1 + count.to(self.table.dtype).log(), held
 
     def of_rows(self, tokens: Tokens, mask: Int64[Tensor, "batch seq"]) -> Float[Tensor, "batch n_labels"]:
-        """The same for rows of one document each, in operators that exporters know; the mask is 0 on padding."""
+        """The logits of rows of one document each, in operators that exporters know; the mask is 0 on padding."""
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        sums, counts = self._ending_at_each_token(tokens, places, mask != 0)
-        return sums.sum(dim=1) / counts.sum(dim=1).sqrt()
+        found = [row.where(there, NONE).sort(dim=1).values for row, there in self._hashes(tokens, places, mask != 0)]
+        weight = torch.cat([_shares(row) for row in found], dim=1)
+        rows = embedding(torch.cat(found, dim=1).clamp(min=0), self.table)
+        return (rows * weight[:, :, None]).sum(dim=1) / weight.sum(dim=1, keepdim=True).sqrt()
 
-    def hashes(self, tokens: Tokens, places: Places, real: Real) -> Iterator[tuple[Tokens, Real]]:
+    def _hashes(self, tokens: Tokens, places: Places, real: Real) -> Iterator[tuple[Tokens, Real]]:
         """For each n, the table's row of the n-gram that ends at each token, and whether that is all in one document.
 
         `places` count from a document's first token; what is not `real` is padding.
@@ -64,13 +84,9 @@ class NGrams(nn.Module):
                 code = (code * FACTOR + pad(tokens, (back, 0))[:, :seq] + 1) % PRIME
             yield code % len(self.table), real & (places >= n - 1)
 
-    def _ending_at_each_token(
-        self, tokens: Tokens, places: Places, real: Real
-    ) -> tuple[Float[Tensor, "batch seq n_labels"], Float[Tensor, "batch seq 1"]]:
-        """The sum of the rows of the n-grams that end there, and how many these are."""
-        found = [
-            (embedding(row, self.table) * there[:, :, None], there[:, :, None].to(self.table.dtype))
-            for row, there in self.hashes(tokens, places, real)
-        ]
-        sums, counts = (torch.stack(parts).sum(dim=0) for parts in zip(*found, strict=True))
-        return sums, counts
+
+def _shares(row: Tokens) -> Float[Tensor, "batch seq"]:
+    """The weight of each n-gram, in sorted rows, shared out evenly over the places where it stands; 0 for NONE."""
+    nth = (row != pad(row, (1, 0), value=NONE - 1)[:, :-1]).cumsum(dim=1) - 1
+    count = torch.zeros_like(row).scatter_add(1, nth, torch.ones_like(row)).gather(1, nth).float()
+    return (row != NONE) * (1 + count.log()) / count

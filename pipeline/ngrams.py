@@ -28,7 +28,7 @@ NOT_NEGATIVE, SHARES = (0, None), (-5, 5)
 
 
 def features(ngrams: NGrams, documents: Sequence[np.ndarray]) -> Features:
-    """[documents, buckets]: how often each row of the table is read, over the root of all, as `NGrams` weighs them."""
+    """[documents, buckets]: what each row of the table counts in a document, as `NGrams` weighs them."""
     return vstack([_features(ngrams, some) for some in _chunks(documents)], format="csr")
 
 
@@ -40,14 +40,13 @@ def _chunks(documents: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
 
 
 def _features(ngrams: NGrams, documents: Sequence[np.ndarray]) -> Features:
-    lengths = [len(document) for document in documents]
+    lengths = torch.tensor([len(document) for document in documents])
     tokens = torch.from_numpy(np.concatenate(documents)).long()[None]
-    places = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None]
-    owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))[None]
-    found = [(owner[there], row[there]) for row, there in ngrams.hashes(tokens, places, torch.ones_like(tokens) > 0)]
-    rows, columns = (torch.cat(part).numpy() for part in zip(*found, strict=True))
-    counts = np.bincount(rows)
-    return csr_matrix((1 / np.sqrt(counts[rows]), (rows, columns)), (len(lengths), len(ngrams.table)))
+    ids = torch.arange(len(documents)).repeat_interleave(lengths)[None]
+    columns, weights, held = (part.numpy() for part in ngrams.read(tokens, ids))
+    rows = np.repeat(np.arange(len(documents)), held)
+    scale = np.sqrt(np.bincount(rows, weights))
+    return csr_matrix((weights / scale[rows], (rows, columns)), (len(documents), len(ngrams.table)))
 
 
 def learned_table(

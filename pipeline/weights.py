@@ -15,11 +15,14 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.heads import Classifier, LanguageModel
 from model.ngrams import NGrams
+from pipeline.errors import UsageError
 from pipeline.identity import canonical
 from pipeline.tokens import load_tokenizer
 from pipeline.windows import ONE_WINDOW, Windows
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
+COUNTS = "log"
+"""How often a text has an n-gram enters as 1 + its logarithm; classifiers without this word were made before that."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,17 @@ class ClassifierFiles:
     def load(self) -> LoadedClassifier:
         record = _record(self.path)
         body, n_labels = Decoder(ModelConfig(**record["model"])), len(record["labels"])
-        ngrams = NGrams(n_labels, **record["ngrams"]) if "ngrams" in record else None
+        ngrams = self._ngrams(n_labels, record["ngrams"]) if "ngrams" in record else None
         multi_label = record.get("multi_label", False)
         model = Classifier(body, n_labels, record["pooling"], multi_label=multi_label, ngrams=ngrams)
         _fill(model, self.path)
         windows = Windows.of(record, body.cfg.seq_len)
         return LoadedClassifier(model, load_tokenizer(self.path / TOKENIZER), record["labels"], windows)
+
+    def _ngrams(self, n_labels: int, record: Mapping[str, Any]) -> NGrams:
+        if record.get("counts") != COUNTS:
+            raise UsageError(f"{self.path} is of a gristmill that counted n-grams otherwise; run its pipeline again")
+        return NGrams(n_labels, record["order"], record["buckets"])
 
 
 def write_language_model(folder: Path, params: Mapping[str, Tensor], cfg: ModelConfig, tokenizer: Path) -> None:
@@ -93,8 +101,9 @@ def write_classifier(
     each other (the record says `multi_label` only where they do not, and `ngrams` only where they are read).
     """
     several = {"multi_label": True} if multi_label else {}
-    wide = {} if ngrams is None else {"ngrams": {"order": ngrams.order, "buckets": len(ngrams.table)}}
-    record = {"model": canonical(cfg), "labels": labels, "pooling": pooling, **windows.record, **several, **wide}
+    wide = {} if ngrams is None else {"order": ngrams.order, "buckets": len(ngrams.table), "counts": COUNTS}
+    read = {"ngrams": wide} if wide else {}
+    record = {"model": canonical(cfg), "labels": labels, "pooling": pooling, **windows.record, **several, **read}
     _write(folder, params, record, tokenizer)
 
 

@@ -46,7 +46,7 @@ class NGramsStage(Stage[ClassifierFiles]):
     They learn from the training texts; how much they count beside the network, the new validation texts say.
     """
 
-    VERSION = 2
+    VERSION = 3
     config: NGramsConfig
     classifier: Finetune
     labels: Stage[Labels]

@@ -1,5 +1,7 @@
 """N-grams beside the network: counted by hand, whatever a document is packed or padded with."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -13,7 +15,8 @@ from model.heads import Classifier
 from model.init import initialize
 from model.ngrams import FACTOR, PRIME, NGrams
 
-DOCUMENTS = st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=6), min_size=1, max_size=5)
+TOKENS = st.integers(0, 30) | st.integers(0, 2)
+DOCUMENTS = st.lists(st.lists(TOKENS, min_size=1, max_size=8), min_size=1, max_size=5)
 
 
 def some(order: int, buckets: int = 97) -> NGrams:
@@ -23,14 +26,16 @@ def some(order: int, buckets: int = 97) -> NGrams:
 
 
 def by_hand(ngrams: NGrams, document: Sequence[int]) -> torch.Tensor:
-    rows = []
+    rows: Counter[tuple[int, int]] = Counter()
     for n in range(1, ngrams.order + 1):
         for start in range(len(document) - n + 1):
             code = n
             for token in document[start : start + n]:
                 code = (code * FACTOR + token + 1) % PRIME
-            rows.append(ngrams.table[code % len(ngrams.table)])
-    return torch.stack(rows).sum(dim=0) / len(rows) ** 0.5
+            rows[n, code % len(ngrams.table)] += 1
+    weights = {row: 1 + math.log(count) for row, count in rows.items()}
+    summed = torch.stack([weight * ngrams.table[row] for (_, row), weight in weights.items()]).sum(dim=0)
+    return summed / math.sqrt(sum(weights.values()))
 
 
 @given(DOCUMENTS, st.integers(1, 4))

@@ -197,3 +197,12 @@ def test_a_logit_that_is_no_number_is_no_agreement(files: dict[str, Path]):
     wanted = wanted_of(files["last"])
     with pytest.raises(StageFailed, match="differ by up to nan"):
         compare("it", {"somehow": wanted.logits * float("nan")}, wanted, 1e-5)
+
+
+def test_a_classifier_that_counted_ngrams_otherwise_is_refused(tmp_path: Path):
+    folder = classifier_folder(tmp_path, n_layers=1, ngrams=2)
+    record = json.loads((folder / "model.json").read_text())
+    del record["ngrams"]["counts"]
+    (folder / "model.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="counted n-grams otherwise; run its pipeline again"):
+        ClassifierFiles(folder).load()

@@ -111,7 +111,7 @@ def with_ngrams(folder: Path, *, listed: bool = False, **changes: object) -> NGr
         path.write_text("\n".join(json.dumps({**row, "label": [row["label"]]}) for row in rows))
         several = replace(network.labels.config, path=str(path), multi_label=True)
         network = replace(network, labels=LabelsStage(config=several))
-    return NGramsStage(config=NGramsConfig(buckets=997), classifier=network, labels=network.labels)
+    return NGramsStage(config=NGramsConfig(buckets=9973), classifier=network, labels=network.labels)
 
 
 def built(target: NGramsStage, home: Path) -> Built:
