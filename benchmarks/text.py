@@ -1,7 +1,8 @@
 """Learning a vocabulary, and raw text to shards, beside tokenizers, datasets and datatrove.
 
-`python -m benchmarks.text [--corpus FILE.jsonl] [--megabytes 32]`. Without a corpus, sentences are drawn from the words
-of the quickstart's glosses. Both tasks end with the same ids; ours run as stages of a pipeline, on a Ray of their own.
+`python -m benchmarks.text [--corpus FILE.jsonl] [--megabytes 128]`. Without a corpus, sentences are drawn from the
+words of the quickstart's glosses. Both tasks end with the same ids; ours run as stages of a pipeline, on a Ray of their
+own. A vocabulary is learned from the first 32 megabytes, on which the contenders of the other race warm up.
 With `--scale 512` it is instead ours on 512, 1,024 and 2,048 megabytes: time should grow as the text does, and memory
 not at all.
 """
@@ -14,6 +15,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from pipeline.store import Store
 
 GLOSSES = Path("data/quickstart/wordnet-glosses.txt.gz")
 VOCAB = 16384
+SMALL, MEGABYTES = 32.0, 128.0
 LEARNING = TokenizerConfig(vocab_size=VOCAB, min_frequency=2, lowercase=False)
 GOALS = {"vocabulary": {"tokenizers": 5.0}, "shards": {"datasets.map": 15.0, "datatrove": 5.0}}
 
@@ -88,20 +91,25 @@ def vocabulary_tokenizers(turn: Turn, file: str, size: float) -> None:
         turn(size / 1e6)
 
 
-def shards_ours(turn: Turn, file: str, size: float, tokenizer: str) -> None:
+def shards_ours(turn: Turn, file: str, size: float, warm_up: str, tokenizer: str) -> None:
     """Corpus and shards, as `gristmill run` makes them; each time in a home of its own, so that nothing is reused."""
     with tempfile.TemporaryDirectory() as place:
         options = RayOptions(home=Path(place), cpus=torch.get_num_threads())
         with on_ray(options) as submit:
             connected(options)
-            for number in itertools.count():
-                corpus = CorpusStage(config=CorpusConfig(path=file))
+            for number, path in enumerate(_files(warm_up, file)):
+                corpus = CorpusStage(config=CorpusConfig(path=path))
                 shards = ShardsStage(config=ShardsConfig(), corpus=corpus, tokenizer=Learnt(file=tokenizer))
                 list(build([shards], Store(Path(place) / str(number)), submit, cpus=options.cpus))
                 turn(size / 1e6)
 
 
-def datasets_map(turn: Turn, file: str, size: float, tokenizer: str) -> None:
+def _files(warm_up: str, file: str) -> Iterator[str]:
+    """What to encode, pass after pass."""
+    return itertools.chain([warm_up], itertools.repeat(file))
+
+
+def datasets_map(turn: Turn, file: str, size: float, warm_up: str, tokenizer: str) -> None:
     from datasets import disable_caching, disable_progress_bars, load_dataset
     from tokenizers import Tokenizer
 
@@ -109,8 +117,8 @@ def datasets_map(turn: Turn, file: str, size: float, tokenizer: str) -> None:
     disable_progress_bars()
     encode = Tokenizer.from_file(tokenizer)
     with tempfile.TemporaryDirectory() as place:
-        for number in itertools.count():
-            rows: Any = load_dataset("json", data_files=file, split="train", cache_dir=f"{place}/{number}")
+        for number, path in enumerate(_files(warm_up, file)):
+            rows: Any = load_dataset("json", data_files=path, split="train", cache_dir=f"{place}/{number}")
             rows = rows.map(
                 lambda batch: {"ids": [found.ids for found in encode.encode_batch(batch["text"])]},
                 batched=True,
@@ -120,16 +128,16 @@ def datasets_map(turn: Turn, file: str, size: float, tokenizer: str) -> None:
             turn(size / 1e6)
 
 
-def datatrove(turn: Turn, file: str, size: float, tokenizer: str) -> None:
+def datatrove(turn: Turn, file: str, size: float, warm_up: str, tokenizer: str) -> None:
     from datatrove.executor import LocalPipelineExecutor  # pyright: ignore[reportMissingImports]
     from datatrove.pipeline.readers import JsonlReader  # pyright: ignore[reportMissingImports]
     from datatrove.pipeline.tokens import DocumentTokenizer  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory() as place:
-        for number in itertools.count():
+        for number, path in enumerate(map(Path, _files(warm_up, file))):
             LocalPipelineExecutor(
                 pipeline=[
-                    JsonlReader(str(Path(file).parent), glob_pattern=Path(file).name, doc_progress=False),
+                    JsonlReader(str(path.parent), glob_pattern=path.name, doc_progress=False),
                     DocumentTokenizer(f"{place}/{number}", tokenizer_name_or_path=tokenizer, eos_token="<|eos|>"),
                 ],
                 logging_dir=f"{place}/{number}-logs",
@@ -137,39 +145,53 @@ def datatrove(turn: Turn, file: str, size: float, tokenizer: str) -> None:
             turn(size / 1e6)
 
 
-def contenders(task: str, file: Path, size: float, tokenizer: Path) -> list[Contender]:
-    common: dict[str, Any] = {"file": str(file), "size": size}
+def learners(file: Path, size: float) -> list[Contender]:
+    common = {"file": str(file), "size": size}
+    names = {"gristmill": "ours", "tokenizers": "tokenizers"}
+    return [Contender(name, f"benchmarks.text:vocabulary_{function}", common) for name, function in names.items()]
 
-    def one(name: str, function: str, *needs: str, env: dict[str, str] | None = None, **more: Any) -> Contender:
-        return Contender(name, f"benchmarks.text:{function}", {**common, **more}, env or {}, needs)
 
-    if task == "vocabulary":
-        return [one("gristmill", "vocabulary_ours"), one("tokenizers", "vocabulary_tokenizers")]
-    peers = {"PYTHONPATH": ".peers"}
+def encoders(file: Path, size: float, small: "Prepared") -> list[Contender]:
+    common = {"file": str(file), "size": size, "warm_up": str(small.file), "tokenizer": str(small.tokenizer)}
     return [
-        one("gristmill", "shards_ours", tokenizer=str(tokenizer)),
-        one("datasets.map", "datasets_map", tokenizer=str(tokenizer)),
-        one("datatrove", "datatrove", "datatrove", env=peers, tokenizer=str(tokenizer)),
+        Contender("gristmill", "benchmarks.text:shards_ours", common),
+        Contender("datasets.map", "benchmarks.text:datasets_map", common),
+        Contender("datatrove", "benchmarks.text:datatrove", common, {"PYTHONPATH": ".peers"}, ["datatrove"]),
     ]
 
 
-def races(shape: str = "", source: Path | None = None, megabytes: float = 32.0) -> Iterator[Race]:
+def races(shape: str = "", source: Path | None = None, megabytes: float = MEGABYTES) -> Iterator[Race]:
     """Of text alone: `shape` is not asked for."""
     del shape
-    file, size, tokenizer = prepared(source, megabytes)
-    for task, goals in GOALS.items():
-        yield Race(f"{task}, {size / 1e6:.0f} MB", contenders(task, file, size, tokenizer), "MB", goals)
+    small = prepared(source)
+    yield Race(_title("vocabulary", small.size), learners(small.file, small.size), "MB", GOALS["vocabulary"])
+    file = small.file.with_name("large.jsonl")
+    size = write_corpus(file, source, megabytes)
+    yield Race(_title("shards", size), encoders(file, size, small), "MB", GOALS["shards"])
 
 
-def prepared(source: Path | None, megabytes: float) -> tuple[Path, float, Path]:
+def _title(task: str, size: float) -> str:
+    return f"{task}, {size / 1e6:.0f} MB"
+
+
+@dataclass(frozen=True)
+class Prepared:
     """A corpus, its size in bytes, and a tokenizer that was learned from it. They are there until this process ends."""
+
+    file: Path
+    size: float
+    tokenizer: Path
+
+
+def prepared(source: Path | None) -> Prepared:
     place = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, place)
-    file, tokenizer = place / "corpus.jsonl", place / "tokenizer.json"
-    size = write_corpus(file, source, megabytes)
-    learned, _ = learn(lambda: texts_of(str(file)), LEARNING, place, torch.get_num_threads())
-    learned.save(str(tokenizer))
-    return file, size, tokenizer
+    found = Prepared(
+        place / "small.jsonl", write_corpus(place / "small.jsonl", source, SMALL), place / "tokenizer.json"
+    )
+    learned, _ = learn(lambda: texts_of(str(found.file)), LEARNING, place, torch.get_num_threads())
+    learned.save(str(found.tokenizer))
+    return found
 
 
 def scale(source: Path | None, megabytes: float, rounds: int) -> str:
@@ -178,13 +200,13 @@ def scale(source: Path | None, megabytes: float, rounds: int) -> str:
         "| MB | seconds | MB/s | peak MiB of the largest process | of all, what they share more than once |",
         "|---|---|---|---|---|",
     ]
-    first, _, tokenizer = prepared(source, 32.0)
+    small = prepared(source)
     with tempfile.TemporaryDirectory() as place:
-        whole = Path(place) / "whole.jsonl"
+        whole, part = Path(place) / "whole.jsonl", Path(place) / "part.jsonl"
         write_corpus(whole, source, 4 * megabytes)
         for times in (1, 2, 4):
-            size = write_corpus(first, whole, times * megabytes)
-            (ours, *_) = contenders("shards", first, size, tokenizer)
+            size = write_corpus(part, whole, times * megabytes)
+            (ours, *_) = encoders(part, size, small)
             (measured,) = race([ours], rounds=rounds)
             cells = (size / 1e6 / measured.rate, measured.rate, measured.peaks_mib[0], measured.peak_mib)
             lines.append(f"| {size / 1e6:,.0f} | {' | '.join(f'{cell:,.1f}' for cell in cells)} |")
@@ -194,7 +216,7 @@ def scale(source: Path | None, megabytes: float, rounds: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, help="jsonl with a field text")
-    parser.add_argument("--megabytes", type=float, default=32.0)
+    parser.add_argument("--megabytes", type=float, default=MEGABYTES, help="of the race to shards")
     parser.add_argument("--scale", type=float, metavar="MEGABYTES", help="no race: ours on 1, 2 and 4 times as much")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
