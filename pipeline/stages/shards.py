@@ -165,15 +165,14 @@ class ShardsStage(Stage[TokenShards]):
         return TokenShards(path)
 
     def _encode(self, ctx: Context, task: Task) -> dict[Split, list[Written]]:
-        """Every shard by the same engine: where the fast one is wrong about any text, the other encodes them all."""
+        """The shards: none by the fast engine where it is wrong about any text."""
         tasks = _divide(task, self.config.tasks or TASKS_PER_CORE * ctx.cpus)
         results = ctx.spread(encode_task, tasks, f"encoding {len(task.units)} shards")
-        written: dict[Split, list[Written]] = {
-            split: sorted((w for r in results for w in r[split]), key=lambda w: w.file) for split in SPLITS
-        }
-        if len({shard.engine for split in SPLITS for shard in written[split]}) > 1:
+        done = [result for result in results if result is not None]
+        if len(done) < len(results):
+            log.warning("%s gives other ids than %s for some text, so that one encodes all of them", FAST, REFERENCE)
             return self._encode(ctx, replace(task, trusting=False))
-        return written
+        return {split: sorted((w for r in done for w in r[split]), key=lambda w: w.file) for split in SPLITS}
 
 
 def units(corpus: Corpus) -> tuple[Unit, ...]:
@@ -189,20 +188,21 @@ def _divide(task: Task, tasks: int) -> list[Task]:
     return [replace(task, units=task.units[i::n]) for i in range(n)]
 
 
-def encode_task(task: Task) -> dict[Split, list[Written]]:
-    """Write the shards of a task, and the lengths of their documents beside them in the work folder."""
+def encode_task(task: Task) -> dict[Split, list[Written]] | None:
+    """Write the shards of a task, and the lengths of their documents beside them in the work folder.
+
+    None where the engines disagree on some text: what is written then is not to be kept.
+    """
     reference = reference_engine(task.tokenizer)
     fast = fast_engine(task.tokenizer) if task.trusting else None
-    if fast is not None:
-        try:
-            return _encode_units(task, FAST, partial(checked, fast, reference, task.judged_chars))
-        except Disagreement as disagreement:
-            log.warning("%s", disagreement)
-    return _encode_units(task, REFERENCE, reference)
-
-
-def _encode_units(task: Task, engine: str, encode: Encode) -> dict[Split, list[Written]]:
-    shards = [_encode_unit(task, unit, engine, encode) for unit in task.units]
+    if fast is None:
+        engine, encode = REFERENCE, reference
+    else:
+        engine, encode = FAST, partial(checked, fast, reference, task.judged_chars)
+    try:
+        shards = [_encode_unit(task, unit, engine, encode) for unit in task.units]
+    except Disagreement:
+        return None
     return {split: [shard[split] for shard in shards] for split in SPLITS}
 
 

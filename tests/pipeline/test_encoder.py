@@ -92,7 +92,7 @@ def test_an_engine_that_disagrees_anywhere_is_found_out_where_all_is_judged(file
 
     encode = partial(checked, wrong_on_digits, right, JUDGED_CHARS)
     assert documents(encode(["the cat sat"])) == documents(right(["the cat sat"]))
-    with pytest.raises(Disagreement, match="gigatoken gives other ids than tokenizers"):
+    with pytest.raises(Disagreement):
         encode(LEARNT)
 
 
