@@ -87,8 +87,9 @@ struct Span {
     long begin, end;
 };
 
-// done(token, output, x[token] @ w[output]) for a few of each
-template <int TOKENS, int OUTPUTS, typename W, typename Done>
+// done(token, output, x[token] @ w[output]) for a few of each. With `AHEAD` the weights of the outputs that come so much
+// later are fetched meanwhile into the second cache: they come from memory, and else would be waited for.
+template <int TOKENS, int OUTPUTS, int AHEAD, typename W, typename Done>
 inline void block(const float* x, const W* w, long inputs, long token, long output, Done done) {
     static_assert(TOKENS * OUTPUTS <= LANES);
     Lanes total[LANES] = {};
@@ -99,6 +100,7 @@ inline void block(const float* x, const W* w, long inputs, long token, long outp
 #pragma GCC unroll 16
         for (int o = 0; o < OUTPUTS; o++) {
             const Lanes right = load(w + (output + o) * inputs + i);
+            if (AHEAD) __builtin_prefetch(w + (output + o + AHEAD) * inputs + i, 0, 2);
 #pragma GCC unroll 16
             for (int t = 0; t < TOKENS; t++) total[t * OUTPUTS + o] += left[t] * right;
         }
@@ -113,13 +115,17 @@ template <typename W, typename Done>
 inline void product(const float* x, long tokens, const W* w, long inputs, Span outputs, Done done) {
     long output = outputs.begin;
     for (; output + LANES <= outputs.end; output += LANES) {
-        long token = 0;
-        for (; token + 4 <= tokens; token += 4)
-            for (int part = 0; part < LANES; part += 4) block<4, 4>(x, w, inputs, token, output + part, done);
-        for (; token < tokens; token++) block<1, LANES>(x, w, inputs, token, output, done);
+        const long fours = tokens / 4 * 4;
+        for (int part = 0; part < LANES && fours; part += 4) {
+            block<4, 4, LANES>(x, w, inputs, 0, output + part, done);
+            for (long token = 4; token < fours; token += 4) block<4, 4, 0>(x, w, inputs, token, output + part, done);
+        }
+        for (long token = fours; token < tokens; token++)
+            token ? block<1, LANES, 0>(x, w, inputs, token, output, done)
+                  : block<1, LANES, LANES>(x, w, inputs, token, output, done);
     }
     for (; output < outputs.end; output++)
-        for (long token = 0; token < tokens; token++) block<1, 1>(x, w, inputs, token, output, done);
+        for (long token = 0; token < tokens; token++) block<1, 1, 0>(x, w, inputs, token, output, done);
 }
 
 template <typename Done>
