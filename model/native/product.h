@@ -14,6 +14,7 @@ constexpr long STEP = 32;  // what every size is a multiple of
 struct Left {
     const bf16* at;
     long stride;
+    Left from(long row) const { return {at + row * stride, stride}; }
 };
 
 struct Right {
@@ -89,33 +90,48 @@ struct Tiles {
 inline void square_of_tiles(Left, Right, To, long, bool) {}
 #endif
 
-// Eight rows of 32 columns, which with two registers of the right side fill a little more than half of the registers.
+// Eight rows of 32 columns, which with two registers of the right side fill a little more than half of the registers. Rows
+// of the left side are reached from three of them, since a pointer for each is more than there are. What there is to add to
+// is fetched while the sum is taken.
 inline void eight_rows(Left left, Right right, To to, long sum, bool more) {
     __m512 total[8][2];
-    for (int row = 0; row < 8; row++)
-        for (int half = 0; half < 2; half++)
-            total[row][half] = more ? _mm512_loadu_ps(to.at + row * to.stride + half * 16) : _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int row = 0; row < 8; row++) {
+        total[row][0] = total[row][1] = _mm512_setzero_ps();
+        if (more)
+            for (int half = 0; half < 2; half++) __builtin_prefetch(to.at + row * to.stride + half * 16, 1);
+    }
+    const bf16* from[3] = {left.at, left.at + 3 * left.stride, left.at + 6 * left.stride};
+    const bf16* pairs = right.at;
     for (long i = 0; i < sum; i += 2) {
-        const bf16* pairs = right.at + i * right.columns;
         const auto first = (__m512bh)_mm512_loadu_si512(pairs), second = (__m512bh)_mm512_loadu_si512(pairs + 32);
+#pragma GCC unroll 8
         for (int row = 0; row < 8; row++) {
             int word;
-            std::memcpy(&word, left.at + row * left.stride + i, 4);
+            std::memcpy(&word, from[row / 3] + row % 3 * left.stride, 4);
             const auto both = (__m512bh)_mm512_set1_epi32(word);
             total[row][0] = _mm512_dpbf16_ps(total[row][0], both, first);
             total[row][1] = _mm512_dpbf16_ps(total[row][1], both, second);
         }
+        for (auto& at : from) at += 2;
+        pairs += 2 * right.columns;
     }
+#pragma GCC unroll 8
     for (int row = 0; row < 8; row++)
-        for (int half = 0; half < 2; half++) _mm512_storeu_ps(to.at + row * to.stride + half * 16, total[row][half]);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            float* at = to.at + row * to.stride + half * 16;
+            _mm512_storeu_ps(at, more ? _mm512_add_ps(_mm512_loadu_ps(at), total[row][half]) : total[row][half]);
+        }
 }
 
 inline void multiply(Left left, Right right, To to, long rows, long columns, long sum, bool more = false) {
-    const long high = TILES ? STEP : 8;
     for (long column = 0; column < columns; column += STEP)
-        for (long row = 0; row < rows; row += high) {
-            const Left l{left.at + row * left.stride, left.stride};
-            const To t{to.at + row * to.stride + column, to.stride};
-            TILES ? square_of_tiles(l, right.from(column), t, sum, more) : eight_rows(l, right.from(column), t, sum, more);
+        for (long row = 0; row < rows; row += TILES ? STEP : 8) {
+            const To some{to.at + row * to.stride + column, to.stride};
+            if (TILES)
+                square_of_tiles(left.from(row), right.from(column), some, sum, more);
+            else
+                eight_rows(left.from(row), right.from(column), some, sum, more);
         }
 }
