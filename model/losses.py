@@ -12,8 +12,8 @@ from model import native
 from model.batch import IGNORE
 from model.linear import matmul_dtype, sum_products, sums_products
 
-CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**22)
-"""Logits held at once: what a CPU's caches hold (16 MiB in float32), or enough rows to fill a GPU (256 MiB)."""
+CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**24)
+"""Logits held at once, 32 or 64 MiB on a CPU: enough rows for products at full speed, and still few of a step."""
 
 BLOCK_LOGITS = defaultdict(lambda: 2**26, cpu=2**20)
 """Logits turned into probabilities at once: on a CPU what stays in the cache of a core between two passes."""

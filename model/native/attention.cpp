@@ -1,5 +1,7 @@
 // Attention of bfloat16: a block of queries at a time, whose scores stay in the cache, against the keys that any of them
-// sees and no others. Rows, keys and channels are filled up with zeros to multiples of 32, which is what `multiply` takes.
+// sees and no others. Scores stand transposed, a line of queries for each key: what is taken of a query over its keys is
+// then taken of sixteen queries at once, and the sums over queries read the lines as they are. Queries and keys are filled
+// up with zeros to multiples of 32, which is what `multiply` takes.
 #ifdef __AVX512BF16__
 #include <cmath>
 
@@ -8,12 +10,12 @@
 namespace {
 
 constexpr long QUERIES = 64;  // of a block
+constexpr long KEYS = 128;    // whose gradients are taken at a time: their scores stay in the nearest caches
 constexpr float LOG2_E = 1.44269504f;
 
 struct Shape {
     long batch, seq, heads, kv_heads, d, spans;  // spans: the batch of the spans, 1 if all rows share theirs
     long width() const { return apart(seq); }
-    float scale() const { return 1.0f / std::sqrt(float(d)); }
     template <typename T>
     Rows<T> query(T* all, long row, long head) const { return {all + (row * seq * heads + head) * d, heads * d}; }
     template <typename T>
@@ -21,46 +23,51 @@ struct Shape {
     const int32_t* spans_of(const int32_t* all, long row) const { return all + (spans == 1 ? 0 : row * seq * 2); }
 };
 
-// Some rows of one head, and the keys between the earliest and the latest that any of them sees.
-struct Block {
-    long first, rows, key, keys;
-    const int32_t* spans;
+// A number for each query of a block.
+template <typename T>
+struct Each {
+    alignas(64) T of[QUERIES] = {};
+};
+inline __m512 sixteen(const Each<float>& all, long query) { return _mm512_load_ps(all.of + query); }
 
-    Block(const int32_t* all, long first, long seq) : first(first), rows(std::min(QUERIES, seq - first)) {
-        spans = all + first * 2;
+// Some queries of one head, and the keys between the earliest and the latest that any of them sees.
+struct Block {
+    long first, rows, columns, key, keys;  // columns: the queries, filled up
+    Each<int32_t> from, to;                // what a query sees; what was filled up sees nothing
+
+    Block(const int32_t* spans, long first, long seq)
+        : first(first), rows(std::min(QUERIES, seq - first)), columns(up(rows)) {
         long low = seq, high = 0;
         for (long r = 0; r < rows; r++) {
-            low = std::min<long>(low, spans[2 * r]);
-            high = std::max<long>(high, spans[2 * r + 1]);
+            from.of[r] = spans[2 * (first + r)];
+            to.of[r] = spans[2 * (first + r) + 1];
+            low = std::min<long>(low, from.of[r]);
+            high = std::max<long>(high, to.of[r]);
         }
         key = low / STEP * STEP;
         keys = up(high - key);
     }
-    long from(long row) const { return spans[2 * row] - key; }
-    long to(long row) const { return spans[2 * row + 1] - key; }
+    // Of sixteen queries, a bit for each that sees the key.
+    __mmask16 sees(long query, long key) const {
+        const __m512i one = _mm512_set1_epi32(int(key));
+        return _mm512_cmple_epi32_mask(_mm512_load_si512(from.of + query), one) &
+               _mm512_cmpgt_epi32_mask(_mm512_load_si512(to.of + query), one);
+    }
 };
 
-// Rows for the left side of a product: as they are, or where their number is no multiple of 32 filled up, in `held`.
-Left filled(Rows<const bf16> from, long rows, long d, bf16* held) {
-    if (rows % STEP == 0) return {from.at, from.stride};
-    for (long row = 0; row < rows; row++) std::copy(from.row(row), from.row(row) + d, held + row * d);
-    std::fill(held + rows * d, held + up(rows) * d, bf16(0));
-    return {held, d};
-}
-
-// The transpose of [rows, d], paired along d: [d / 2, width, 2].
-void pair_across(Rows<const bf16> from, long rows, long d, bf16* to, long width) {
+// The transpose of [rows, d], paired along d: [d / 2, columns, 2].
+void pair_across(Rows<const bf16> from, long rows, long d, bf16* to, long columns) {
     auto* words = reinterpret_cast<int32_t*>(to);
-    for (long first = 0; first < width; first += 16)
+    for (long first = 0; first < columns; first += 16)
         for (long pair = 0; pair < d / 2; pair += 16) {
-            int32_t* square = words + pair * width + first;
+            int32_t* square = words + pair * columns + first;
             if (first + 16 <= rows) {
-                turn(from.row(first) + pair * 2, from.stride / 2, square, width);
+                turn(from.row(first) + pair * 2, from.stride / 2, square, columns);
                 continue;
             }
             int32_t held[16][16] = {};
             for (long row = first; row < rows; row++) std::memcpy(held[row - first], from.row(row) + pair * 2, 64);
-            turn(held, 16, square, width);
+            turn(held, 16, square, columns);
         }
 }
 
@@ -74,154 +81,184 @@ inline __m512 power_of_two(__m512 y) {
     return _mm512_scalef_ps(p, whole);
 }
 
-// Of sixteen keys from `key` on, a bit for each that is in [from, to).
-inline __mmask16 seen(long key, long from, long to) {
-    if (from <= key && key + 16 <= to) return 0xffff;  // most are
-    const auto below = [key](long end) { return (1u << std::clamp(end - key, 0L, 16L)) - 1; };
-    return __mmask16(below(to) & ~below(from));
-}
+inline void store(bf16* to, __m512 x) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x)); }
+inline __m512i narrowed(const __m512 (&x)[2]) { return (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]); }
 
-// e^(score scale - shift) of the keys a row sees, 0 of the others.
-struct Weights {
-    const float* scores;
-    const Block& b;
-    long from, to;
-    __m512 scale, shift;
+// What is computed against the keys of one head.
+struct Head {
+    const Shape& s;
+    const float scale, scale_2;  // of a score, and of one that is the exponent of a power of two
+    Buffer scores, turned_out;
+    Halves keys, turned, held, across, paired;  // turned: what is summed over keys, the left side of that sum
+    Tiles tiles;
 
-    Weights(const float* scores, const Block& b, long row, float scale, float shift)
-        : scores(scores), b(b), from(b.from(row)), to(b.to(row)), scale(_mm512_set1_ps(scale * LOG2_E)),
-          shift(_mm512_set1_ps(shift * LOG2_E)) {}
+    Head(const Shape& s, long at_once)
+        : s(s), scale(1.0f / std::sqrt(float(s.d))), scale_2(scale * LOG2_E), scores(at_once * QUERIES),
+          turned_out(s.d * QUERIES), keys(up(s.seq) * s.d), turned(s.width() * s.d), held(up(s.seq) * s.d),
+          across(QUERIES * s.d), paired(at_once * QUERIES) {}
 
-    __m512 of(long key) const {
-        const __mmask16 mask = seen(key, from, to);
-        if (!mask) return _mm512_setzero_ps();
-        const __m512 y = _mm512_fmsub_ps(_mm512_loadu_ps(scores + key), scale, shift);
-        return _mm512_maskz_mov_ps(mask, power_of_two(y));
+    void load(Rows<const bf16> k, Rows<const bf16> summed) {
+        copy(k, s.seq, s.d, keys.halves());
+        transpose(summed, s.seq, s.d, held.halves(), turned.halves(), s.width());
+    }
+
+    // to[n, columns] = some keys @ the queries that are held across
+    static void against(Halves& keys, long key, long n, Halves& across, long columns, long d, Buffer& to) {
+        multiply({keys.halves() + key * d, d}, {across.halves(), columns}, {to.floats(), columns}, n, columns, d);
+    }
+
+    // 2^(score scale - shift) of sixteen queries that see the key, 0 of the others
+    __m512 weight(const Block& b, const float* score, long query, long key, __m512 shift) const {
+        const __m512 y = _mm512_fmsub_ps(_mm512_loadu_ps(score), _mm512_set1_ps(scale_2), shift);
+        return _mm512_maskz_mov_ps(b.sees(query, key), power_of_two(y));
+    }
+
+    void sum_over_keys(const Block& b, long key, long n, bool more) {
+        multiply({turned.halves() + key, s.width()}, {paired.halves(), b.columns}, {turned_out.floats(), b.columns}, s.d,
+                 b.columns, n, more);
+    }
+
+    // What was summed over keys, of each query times a number.
+    void write_queries(const Block& b, const Each<float>& by, Rows<bf16> to) {
+        for (long query = 0; query < b.rows; query += 16)
+            for (long i = 0; i < s.d; i += 16) {
+                float lines[16][16], square[16][16];
+                for (long j = 0; j < 16; j++)
+                    _mm512_storeu_ps(lines[j], _mm512_mul_ps(_mm512_loadu_ps(turned_out.floats() + (i + j) * b.columns + query),
+                                                             sixteen(by, query)));
+                turn(lines, 16, square, 16);
+                for (long q = query; q < std::min(query + 16, b.rows); q++)
+                    store(to.row(b.first + q) + i, _mm512_loadu_ps(square[q - query]));
+            }
     }
 };
 
-inline void store(bf16* to, __m512 x) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x)); }
-
-float largest(const float* scores, const Block& b, long row) {
-    const long from = b.from(row), to = b.to(row);
-    __m512 most = _mm512_set1_ps(-INFINITY);
-    for (long k = from / 16 * 16; k < to; k += 16)
-        most = _mm512_mask_max_ps(most, seen(k, from, to), most, _mm512_loadu_ps(scores + k));
-    return _mm512_reduce_max_ps(most);
-}
-
-struct Forward {
-    const Shape& s;
-    Buffer scores, mixed;
-    Halves across, along, queries, weights;
-    Tiles tiles;
-
-    explicit Forward(const Shape& s)
-        : s(s), scores(QUERIES * s.width()), mixed(QUERIES * s.d), across(s.width() * s.d), along(s.width() * s.d),
-          queries(QUERIES * s.d), weights(QUERIES * s.width()) {}
-
-    void keys(Rows<const bf16> k, Rows<const bf16> v) {
-        pair_across(k, s.seq, s.d, across.halves(), s.width());
-        pair_along(v, s.seq, s.d, along.halves(), s.d);
-    }
+struct Forward : Head {
+    explicit Forward(const Shape& s) : Head(s, up(s.seq)) {}
 
     void block(const Block& b, Rows<const bf16> q, Rows<bf16> out, float* logs) {
-        const long rows = up(b.rows), d = s.d;
-        multiply(filled(q.from(b.first), b.rows, d, queries.halves()), Right{across.halves(), s.width()}.from(b.key),
-                 {scores.floats(), s.width()}, rows, b.keys, d);
-        float sums[QUERIES];
+        pair_across(q.from(b.first), b.rows, s.d, across.halves(), b.columns);
+        against(keys, b.key, b.keys, across, b.columns, s.d, scores);
+        Each<float> shift, sum;
+        for (long i = 0; i < b.columns; i += 32) weigh(b, i, shift.of + i, sum.of + i);
+        sum_over_keys(b, b.key, b.keys, false);
         for (long r = 0; r < b.rows; r++) {
-            const float* line = scores.floats() + r * s.width();
-            const float shift = largest(line, b, r) * s.scale();
-            const Weights weight(line, b, r, s.scale(), shift);
-            __m512 sum = _mm512_setzero_ps();
-            for (long k = 0; k < b.keys; k += 16) {
-                const __m512 some = weight.of(k);
-                sum = _mm512_add_ps(sum, some);
-                store(weights.halves() + r * s.width() + k, some);
-            }
-            sums[r] = _mm512_reduce_add_ps(sum);
-            logs[b.first + r] = shift + std::log(sums[r]);
+            logs[b.first + r] = shift.of[r] / LOG2_E + std::log(sum.of[r]);
+            sum.of[r] = 1.0f / sum.of[r];
         }
-        multiply({weights.halves(), s.width()}, {along.halves() + b.key * d, d}, {mixed.floats(), d}, rows, d, b.keys);
-        for (long r = 0; r < b.rows; r++)
-            for (long i = 0; i < d; i += 16)
-                store(out.row(b.first + r) + i,
-                      _mm512_div_ps(_mm512_loadu_ps(mixed.floats() + r * d + i), _mm512_set1_ps(sums[r])));
+        write_queries(b, sum, out);
+    }
+
+    // The weights of 32 queries, but for their sum.
+    void weigh(const Block& b, long query, float* shifts, float* sums) {
+        const float* line = scores.floats() + query;
+        __m512 shift[2], sum[2];
+        for (long half = 0; half < 2; half++) {
+            __m512 most = _mm512_set1_ps(-INFINITY);
+            for (long k = 0; k < b.keys; k++)
+                most = _mm512_mask_max_ps(most, b.sees(query + half * 16, b.key + k), most,
+                                          _mm512_loadu_ps(line + k * b.columns + half * 16));
+            shift[half] = _mm512_mul_ps(most, _mm512_set1_ps(scale_2));
+            sum[half] = _mm512_setzero_ps();
+        }
+        for (long k = 0; k < b.keys; k += 2) {
+            __m512i pair[2];
+            for (long one = 0; one < 2; one++) {
+                __m512 weights[2];
+                for (long half = 0; half < 2; half++) {
+                    weights[half] = weight(b, line + (k + one) * b.columns + half * 16, query + half * 16, b.key + k + one,
+                                           shift[half]);
+                    sum[half] = _mm512_add_ps(sum[half], weights[half]);
+                }
+                pair[one] = narrowed(weights);
+            }
+            interleave(pair[0], pair[1], paired.halves() + k * b.columns + 2 * query);
+        }
+        for (long half = 0; half < 2; half++) {
+            _mm512_storeu_ps(shifts + half * 16, shift[half]);
+            _mm512_storeu_ps(sums + half * 16, sum[half]);
+        }
     }
 };
 
-// With P the weights and D a row's sum of grad * out: of_v = P' grad, of_scores = P (grad v' - D), of_q = of_scores k,
-// of_k = of_scores' q (FlashAttention, arXiv:2205.14135, algorithm 4). The sums over queries are kept transposed.
-struct Backward {
-    const Shape& s;
-    Buffer scores, of_weights, mixed, sum_k, sum_v;
-    Halves k_across, v_across, k_along, rows_of, turned, weights, of_scores, paired;
-    Tiles tiles;
+// With P the weights and D a query's sum of grad * out: of_v = P' grad, of_scores = P (grad v' - D), of_q = of_scores k,
+// of_k = of_scores' q (FlashAttention, arXiv:2205.14135, algorithm 4).
+struct Backward : Head {
+    Buffer of_weights, sum_k, sum_v;
+    Halves values, grad_across, q_along, grad_along, weights, of_scores;
 
     explicit Backward(const Shape& s)
-        : s(s), scores(QUERIES * s.width()), of_weights(QUERIES * s.width()), mixed(QUERIES * s.d),
-          sum_k(s.width() * s.d), sum_v(s.width() * s.d), k_across(s.width() * s.d), v_across(s.width() * s.d),
-          k_along(s.width() * s.d), rows_of(QUERIES * s.d), turned(QUERIES * s.d), weights(QUERIES * s.width()),
-          of_scores(QUERIES * s.width()), paired(QUERIES * s.width()) {}
+        : Head(s, KEYS), of_weights(KEYS * QUERIES), sum_k(up(s.seq) * s.d), sum_v(up(s.seq) * s.d), values(up(s.seq) * s.d),
+          grad_across(QUERIES * s.d), q_along(QUERIES * s.d), grad_along(QUERIES * s.d), weights(KEYS * QUERIES),
+          of_scores(KEYS * QUERIES) {}
 
-    void keys(Rows<const bf16> k, Rows<const bf16> v) {
-        pair_across(k, s.seq, s.d, k_across.halves(), s.width());
-        pair_across(v, s.seq, s.d, v_across.halves(), s.width());
-        pair_along(k, s.seq, s.d, k_along.halves(), s.d);
+    void load(Rows<const bf16> k, Rows<const bf16> v) {
+        Head::load(k, k);
+        copy(v, s.seq, s.d, values.halves());
         sum_k.clear();
         sum_v.clear();
     }
 
     void block(const Block& b, Rows<const bf16> q, Rows<const bf16> grad, Rows<const bf16> out, const float* logs,
                Rows<bf16> of_q) {
-        const long rows = up(b.rows), d = s.d;
-        against(b, q.from(b.first), k_across, scores);
-        against(b, grad.from(b.first), v_across, of_weights);
-        for (long r = 0; r < b.rows; r++) row(b, r, grad.row(b.first + r), out.row(b.first + r), logs[b.first + r]);
-        multiply({of_scores.halves(), s.width()}, {k_along.halves() + b.key * d, d}, {mixed.floats(), d}, rows, d, b.keys);
-        for (long r = 0; r < b.rows; r++)
-            for (long i = 0; i < d; i += 16)
-                store(of_q.row(b.first + r) + i, _mm512_loadu_ps(mixed.floats() + r * d + i));
-        add(b, grad.from(b.first), weights, sum_v);
-        add(b, q.from(b.first), of_scores, sum_k);
+        lay(b, q, across, q_along);
+        lay(b, grad, grad_across, grad_along);
+        Each<float> shift, shared, scales;
+        for (long r = 0; r < b.rows; r++) {
+            const bf16 *of_one = grad.row(b.first + r), *one = out.row(b.first + r);
+            float both = 0;
+            for (long i = 0; i < s.d; i++) both += widen(of_one[i]) * widen(one[i]);
+            shared.of[r] = both;
+            shift.of[r] = logs[b.first + r] * LOG2_E;
+            scales.of[r] = scale;
+        }
+        for (long key = b.key; key < b.key + b.keys; key += KEYS) {
+            const long n = std::min(KEYS, b.key + b.keys - key);
+            against(keys, key, n, across, b.columns, s.d, scores);
+            against(values, key, n, grad_across, b.columns, s.d, of_weights);
+            for (long i = 0; i < b.columns; i += 32) weigh(b, i, key, n, shift, shared);
+            sum_over_queries(b, key, n, weights, grad_along, sum_v);
+            sum_over_queries(b, key, n, of_scores, q_along, sum_k);
+            sum_over_keys(b, key, n, key > b.key);
+        }
+        write_queries(b, scales, of_q);
     }
 
-    void against(const Block& b, Rows<const bf16> some, Halves& all, Buffer& to) {
-        multiply(filled(some, b.rows, s.d, rows_of.halves()), Right{all.halves(), s.width()}.from(b.key),
-                 {to.floats(), s.width()}, up(b.rows), b.keys, s.d);
+    void lay(const Block& b, Rows<const bf16> rows, Halves& across, Halves& along) {
+        pair_across(rows.from(b.first), b.rows, s.d, across.halves(), b.columns);
+        pair_along(rows.from(b.first), b.rows, s.d, along.halves(), s.d);
     }
 
-    void row(const Block& b, long r, const bf16* grad, const bf16* out, float log) {
-        float both = 0;
-        for (long i = 0; i < s.d; i++) both += widen(grad[i]) * widen(out[i]);
-        const long at = r * s.width();
-        const Weights weight(scores.floats() + at, b, r, s.scale(), log);
-        const __m512 shared = _mm512_set1_ps(both), scale = _mm512_set1_ps(s.scale());
-        for (long k = 0; k < b.keys; k += 16) {
-            const __m512 some = weight.of(k), of_some = _mm512_loadu_ps(of_weights.floats() + at + k);
-            store(weights.halves() + at + k, some);
-            store(of_scores.halves() + at + k,
-                  _mm512_mul_ps(_mm512_mul_ps(some, scale), _mm512_sub_ps(of_some, shared)));
+    // The weights of 32 queries on n keys, and the gradients of their scores but for the scale, these also in pairs.
+    void weigh(const Block& b, long query, long key, long n, const Each<float>& shift, const Each<float>& shared) {
+        for (long k = 0; k < n; k += 2) {
+            __m512i pair[2];
+            for (long one = 0; one < 2; one++) {
+                const long at = (k + one) * b.columns + query;
+                __m512 some[2], of_some[2];
+                for (long half = 0; half < 2; half++) {
+                    const long i = query + half * 16;
+                    some[half] = weight(b, scores.floats() + at + half * 16, i, key + k + one, sixteen(shift, i));
+                    const __m512 of_weight = _mm512_loadu_ps(of_weights.floats() + at + half * 16);
+                    of_some[half] = _mm512_mul_ps(some[half], _mm512_sub_ps(of_weight, sixteen(shared, i)));
+                }
+                pair[one] = narrowed(of_some);
+                _mm512_storeu_si512(weights.halves() + at, narrowed(some));
+                _mm512_storeu_si512(of_scores.halves() + at, pair[one]);
+            }
+            interleave(pair[0], pair[1], paired.halves() + k * b.columns + 2 * query);
         }
     }
 
-    // sums' [d, width] += some' @ by
-    void add(const Block& b, Rows<const bf16> some, Halves& by, Buffer& sums) {
-        transpose(some, b.rows, s.d, rows_of.halves(), turned.halves(), up(b.rows));
-        pair_along({by.halves(), s.width()}, b.rows, b.keys, paired.halves(), s.width());
-        multiply({turned.halves(), up(b.rows)}, {paired.halves(), s.width()}, {sums.floats() + b.key, s.width()}, s.d, b.keys,
-                 up(b.rows), true);
+    // sums[keys, d] += some' @ along
+    void sum_over_queries(const Block& b, long key, long n, Halves& some, Halves& along, Buffer& sums) {
+        multiply({some.halves(), b.columns}, {along.halves(), s.d}, {sums.floats() + key * s.d, s.d}, n, s.d, b.columns, true);
     }
 
-    void write(Buffer& sums, Rows<bf16> to) {
-        for (long place = 0; place < s.seq; place += 16)
-            for (long i = 0; i < s.d; i += 16) {
-                float held[16][16];
-                turn(sums.floats() + i * s.width() + place, s.width(), held, 16);
-                for (long p = place; p < std::min(place + 16, s.seq); p++)
-                    store(to.row(p) + i, _mm512_loadu_ps(held[p - place]));
-            }
+    void write_keys(Buffer& sums, float by, Rows<bf16> to) {
+        for (long key = 0; key < s.seq; key++)
+            for (long i = 0; i < s.d; i += 16)
+                store(to.row(key) + i, _mm512_mul_ps(_mm512_loadu_ps(sums.floats() + key * s.d + i), _mm512_set1_ps(by)));
     }
 };
 
@@ -241,7 +278,7 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const int32_t* all_s
 #pragma omp for schedule(dynamic)
         for (long item = 0; item < batch * kv_heads; item++) {
             const long row = item / kv_heads, kv = item % kv_heads;
-            forward.keys(s.key(k, row, kv), s.key(v, row, kv));
+            forward.load(s.key(k, row, kv), s.key(v, row, kv));
             for (long head = kv * group; head < (kv + 1) * group; head++)
                 for (long first = 0; first < seq; first += QUERIES)
                     forward.block(Block(s.spans_of(all_spans, row), first, seq), s.query(q, row, head),
@@ -261,14 +298,14 @@ void attention_backward(const bf16* grad, const bf16* q, const bf16* k, const bf
 #pragma omp for schedule(dynamic)
         for (long item = 0; item < batch * kv_heads; item++) {
             const long row = item / kv_heads, kv = item % kv_heads;
-            backward.keys(s.key(k, row, kv), s.key(v, row, kv));
+            backward.load(s.key(k, row, kv), s.key(v, row, kv));
             for (long head = kv * group; head < (kv + 1) * group; head++)
                 for (long first = 0; first < seq; first += QUERIES)
                     backward.block(Block(s.spans_of(all_spans, row), first, seq), s.query(q, row, head),
                                    s.query(grad, row, head), s.query(out, row, head),
                                    logs + (row * heads + head) * seq, s.query(of_q, row, head));
-            backward.write(backward.sum_k, s.key(of_k, row, kv));
-            backward.write(backward.sum_v, s.key(of_v, row, kv));
+            backward.write_keys(backward.sum_k, backward.scale, s.key(of_k, row, kv));
+            backward.write_keys(backward.sum_v, 1.0f, s.key(of_v, row, kv));
         }
     }
 }

@@ -69,18 +69,28 @@ inline void turn(const void* from, long from_stride, void* to, long to_stride) {
     }
 }
 
+// Two rows of 32 become pairs.
+inline void interleave(__m512i a, __m512i b, bf16* to) {
+    const __m512i low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), high = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+    const __m512i even = _mm512_unpacklo_epi16(a, b), odd = _mm512_unpackhi_epi16(a, b);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi64(even, low, odd));
+    _mm512_storeu_si512(to + STEP, _mm512_permutex2var_epi64(even, high, odd));
+}
+
+// [rows, d], filled up with zeros to a multiple of 32 rows.
+inline void copy(Rows<const bf16> from, long rows, long d, bf16* to) {
+    for (long row = 0; row < rows; row++) std::copy(from.row(row), from.row(row) + d, to + row * d);
+    std::fill(to + rows * d, to + up(rows) * d, bf16(0));
+}
+
 // [rows, d] paired along the rows: [up(rows) / 2, width, 2], of which d columns are written.
 inline void pair_along(Rows<const bf16> from, long rows, long d, bf16* to, long width) {
-    const __m512i low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), high = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
     static const bf16 zeros[STEP] = {};
     for (long row = 0; row < up(rows); row += 2) {
         bf16* pairs = to + row * width;
         for (long i = 0; i < d; i += STEP) {
             const bf16 *one = row < rows ? from.row(row) + i : zeros, *two = row + 1 < rows ? from.row(row + 1) + i : zeros;
-            const __m512i a = _mm512_loadu_si512(one), b = _mm512_loadu_si512(two);
-            const __m512i even = _mm512_unpacklo_epi16(a, b), odd = _mm512_unpackhi_epi16(a, b);
-            _mm512_storeu_si512(pairs + 2 * i, _mm512_permutex2var_epi64(even, low, odd));
-            _mm512_storeu_si512(pairs + 2 * i + STEP, _mm512_permutex2var_epi64(even, high, odd));
+            interleave(_mm512_loadu_si512(one), _mm512_loadu_si512(two), pairs + 2 * i);
         }
     }
 }

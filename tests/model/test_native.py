@@ -179,6 +179,7 @@ CASES = [
     pytest.param(150, {}, id="long"),
     pytest.param(150, {"causal": False, "document_ids": LONG}, id="long documents"),
     pytest.param(150, {"causal": False, "sliding_window": 50}, id="long window"),
+    pytest.param(300, {}, id="more keys than are read at once"),
 ]
 
 
