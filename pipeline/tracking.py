@@ -121,6 +121,7 @@ class Recorder:
     ) -> None:
         self._journal = Journal(path)
         self._progress = progress_path(path)
+        self._progress.unlink(missing_ok=True)  # of an attempt that was killed: it may have been further
         self._next = 0.0
         self._sender = None if send is None else _Sender(send)
         self._sample_seconds = sample_seconds

@@ -61,3 +61,11 @@ def test_progress_is_there_while_a_stage_runs_and_gone_after(tmp_path: Path):
     assert (seen["done"], seen["total"], seen["text"]) == (3, 10, "loss 2.0")
     recorder.close()
     assert read_progress(path) is None
+
+
+def test_a_new_attempt_does_not_show_how_far_a_killed_one_was(tmp_path: Path):
+    path = tmp_path / "j.jsonl"
+    Recorder(path).progress(3, 10, "loss 2.0")
+    assert read_progress(path)
+    Recorder(path)
+    assert read_progress(path) is None
