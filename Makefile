@@ -27,7 +27,7 @@ lint: $(READY)
 bench: $(READY) $(PEERS)  ## race the rivals, and rewrite the tables of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.suite
 
-bench-short: $(READY)  ## about three minutes; fails where a lead is smaller than its goal
+bench-short: $(READY)  ## about two minutes; fails where a lead is smaller than its goal
 	$(BIN)/python -m benchmarks.suite --short
 
 setup: $(READY)

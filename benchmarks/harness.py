@@ -223,6 +223,8 @@ class Race:
     """What more there is to say of ours."""
     takes_long: bool = False
     """Too much so for the short suite."""
+    less: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the rival in the short suite, by which it has less to do there in a turn, at the same speed."""
 
 
 @dataclass(frozen=True)
