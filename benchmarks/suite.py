@@ -56,7 +56,8 @@ def short(names: Iterable[str]) -> list[str]:
     for name in names:
         for race in RACES[name]("10M"):
             if race.goals and not race.takes_long:
-                two = replace(race, contenders=field(race), remark=None)
+                title = f"{race.title}; the rival has less to do" if race.less else race.title
+                two = replace(race, title=title, contenders=field(race), remark=None)
                 told = report(two, rounds=1)
                 print(told.text, flush=True)
                 if told.missed:

@@ -82,7 +82,7 @@ def texts_of(file: str) -> list[str]:
 def vocabulary_ours(turn: Turn, file: str, size: float, warm_up: str) -> None:
     with tempfile.TemporaryDirectory() as work:
         for texts in _passes(texts_of(warm_up), texts_of(file)):
-            learn(partial(list, texts), LEARNING, Path(work), torch.get_num_threads())
+            learn(partial(iter, texts), LEARNING, Path(work), torch.get_num_threads())
             turn(size / 1e6)
 
 

@@ -126,6 +126,7 @@ class Recorder:
         self._sender = None if send is None else _Sender(send)
         self._sample_seconds = sample_seconds
         self._sampler: _Sampler | None = None
+        self._changed()
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         self._sampler = self._sampler or _Sampler(system_path(self._journal.path), self._sample_seconds)

@@ -1,7 +1,7 @@
 """Attention by a kernel of our own for bfloat16 on a CPU: `auto` takes it wherever it can run.
 
-It looks at no key that a query may not see, holds the scores of one block of queries in the cache, and keeps one number
-a query for the backward pass. AMX or AVX512-BF16 multiply, whichever the processor has.
+It passes over the keys before the first and after the last that a block of queries sees, holds the scores of the block
+in the cache, and keeps one number a query for the backward pass. AMX or AVX512-BF16 multiply, whichever there is.
 """
 
 from typing import Any

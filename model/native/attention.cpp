@@ -1,7 +1,7 @@
-// Attention of bfloat16: a block of queries at a time, whose scores stay in the cache, against the keys that any of them
-// sees and no others. Scores stand transposed, a line of queries for each key: what is taken of a query over its keys is
-// then taken of sixteen queries at once, and the sums over queries read the lines as they are. Queries and keys are filled
-// up with zeros to multiples of 32, which is what `multiply` takes.
+// Attention of bfloat16: a block of queries at a time, whose scores stay in the cache, against the keys from the first to the
+// last that any of them sees. Scores stand transposed, a line of queries for each key: what is taken of a query over its
+// keys is then taken of sixteen queries at once, and the sums over queries read the lines as they are. Queries and keys are
+// filled up with zeros to multiples of 32, which is what `multiply` takes.
 #ifdef __AVX512BF16__
 #include <cmath>
 
@@ -30,7 +30,7 @@ struct Each {
 };
 inline __m512 sixteen(const Each<float>& all, long query) { return _mm512_load_ps(all.of + query); }
 
-// Some queries of one head, and the keys between the earliest and the latest that any of them sees.
+// Some queries of one head, and the keys from the first to the last that any of them sees, in multiples of 32.
 struct Block {
     long first, rows, columns, key, keys;  // columns: the queries, filled up
     Each<int32_t> from, to;                // what a query sees; what was filled up sees nothing
@@ -88,7 +88,7 @@ inline __m512i narrowed(const __m512 (&x)[2]) { return (__m512i)_mm512_cvtne2ps_
 struct Head {
     const Shape& s;
     const float scale, scale_2;  // of a score, and of one that is the exponent of a power of two
-    Buffer scores, turned_out;
+    Scratch scores, turned_out;
     Halves keys, turned, held, across, paired;  // turned: what is summed over keys, the left side of that sum
     Tiles tiles;
 
@@ -97,17 +97,17 @@ struct Head {
           turned_out(s.d * QUERIES), keys(up(s.seq) * s.d), turned(s.width() * s.d), held(up(s.seq) * s.d),
           across(QUERIES * s.d), paired(at_once * QUERIES) {}
 
-    void load(Rows<const bf16> k, Rows<const bf16> summed) {
+    void begin(Rows<const bf16> k, Rows<const bf16> summed) {
         copy(k, s.seq, s.d, keys.halves());
         transpose(summed, s.seq, s.d, held.halves(), turned.halves(), s.width());
     }
 
-    // to[n, columns] = some keys @ the queries that are held across
-    static void against(Halves& keys, long key, long n, Halves& across, long columns, long d, Buffer& to) {
-        multiply({keys.halves() + key * d, d}, {across.halves(), columns}, {to.floats(), columns}, n, columns, d);
+    // to[n, columns] = n of the left side's rows @ the queries
+    void against(const Block& b, Halves& left, long key, long n, Halves& queries, Scratch& to) {
+        multiply({left.halves() + key * s.d, s.d}, {queries.halves(), b.columns}, {to.floats(), b.columns}, n, b.columns, s.d);
     }
 
-    // 2^(score scale - shift) of sixteen queries that see the key, 0 of the others
+    // 2^(score scale_2 - shift) of sixteen queries that see the key, 0 of the others
     __m512 weight(const Block& b, const float* score, long query, long key, __m512 shift) const {
         const __m512 y = _mm512_fmsub_ps(_mm512_loadu_ps(score), _mm512_set1_ps(scale_2), shift);
         return _mm512_maskz_mov_ps(b.sees(query, key), power_of_two(y));
@@ -138,19 +138,19 @@ struct Forward : Head {
 
     void block(const Block& b, Rows<const bf16> q, Rows<bf16> out, float* logs) {
         pair_across(q.from(b.first), b.rows, s.d, across.halves(), b.columns);
-        against(keys, b.key, b.keys, across, b.columns, s.d, scores);
-        Each<float> shift, sum;
-        for (long i = 0; i < b.columns; i += 32) weigh(b, i, shift.of + i, sum.of + i);
+        against(b, keys, b.key, b.keys, across, scores);
+        Each<float> shift, sum, by;
+        for (long i = 0; i < b.columns; i += STEP) weigh(b, i, shift, sum);
         sum_over_keys(b, b.key, b.keys, false);
         for (long r = 0; r < b.rows; r++) {
             logs[b.first + r] = shift.of[r] / LOG2_E + std::log(sum.of[r]);
-            sum.of[r] = 1.0f / sum.of[r];
+            by.of[r] = 1.0f / sum.of[r];
         }
-        write_queries(b, sum, out);
+        write_queries(b, by, out);
     }
 
     // The weights of 32 queries, but for their sum.
-    void weigh(const Block& b, long query, float* shifts, float* sums) {
+    void weigh(const Block& b, long query, Each<float>& shifts, Each<float>& sums) {
         const float* line = scores.floats() + query;
         __m512 shift[2], sum[2];
         for (long half = 0; half < 2; half++) {
@@ -175,8 +175,8 @@ struct Forward : Head {
             interleave(pair[0], pair[1], paired.halves() + k * b.columns + 2 * query);
         }
         for (long half = 0; half < 2; half++) {
-            _mm512_storeu_ps(shifts + half * 16, shift[half]);
-            _mm512_storeu_ps(sums + half * 16, sum[half]);
+            _mm512_store_ps(shifts.of + query + half * 16, shift[half]);
+            _mm512_store_ps(sums.of + query + half * 16, sum[half]);
         }
     }
 };
@@ -184,7 +184,7 @@ struct Forward : Head {
 // With P the weights and D a query's sum of grad * out: of_v = P' grad, of_scores = P (grad v' - D), of_q = of_scores k,
 // of_k = of_scores' q (FlashAttention, arXiv:2205.14135, algorithm 4).
 struct Backward : Head {
-    Buffer of_weights, sum_k, sum_v;
+    Scratch of_weights, sum_k, sum_v;
     Halves values, grad_across, q_along, grad_along, weights, of_scores;
 
     explicit Backward(const Shape& s)
@@ -193,10 +193,9 @@ struct Backward : Head {
           of_scores(KEYS * QUERIES) {}
 
     void load(Rows<const bf16> k, Rows<const bf16> v) {
-        Head::load(k, k);
+        begin(k, k);
         copy(v, s.seq, s.d, values.halves());
-        sum_k.clear();
-        sum_v.clear();
+        for (Scratch* sum : {&sum_k, &sum_v}) std::fill_n(sum->floats(), up(s.seq) * s.d, 0.0f);
     }
 
     void block(const Block& b, Rows<const bf16> q, Rows<const bf16> grad, Rows<const bf16> out, const float* logs,
@@ -214,9 +213,9 @@ struct Backward : Head {
         }
         for (long key = b.key; key < b.key + b.keys; key += KEYS) {
             const long n = std::min(KEYS, b.key + b.keys - key);
-            against(keys, key, n, across, b.columns, s.d, scores);
-            against(values, key, n, grad_across, b.columns, s.d, of_weights);
-            for (long i = 0; i < b.columns; i += 32) weigh(b, i, key, n, shift, shared);
+            against(b, keys, key, n, across, scores);
+            against(b, values, key, n, grad_across, of_weights);
+            for (long i = 0; i < b.columns; i += STEP) weigh(b, i, key, n, shift, shared);
             sum_over_queries(b, key, n, weights, grad_along, sum_v);
             sum_over_queries(b, key, n, of_scores, q_along, sum_k);
             sum_over_keys(b, key, n, key > b.key);
@@ -224,9 +223,9 @@ struct Backward : Head {
         write_queries(b, scales, of_q);
     }
 
-    void lay(const Block& b, Rows<const bf16> rows, Halves& across, Halves& along) {
-        pair_across(rows.from(b.first), b.rows, s.d, across.halves(), b.columns);
-        pair_along(rows.from(b.first), b.rows, s.d, along.halves(), s.d);
+    void lay(const Block& b, Rows<const bf16> rows, Halves& to_across, Halves& to_along) {
+        pair_across(rows.from(b.first), b.rows, s.d, to_across.halves(), b.columns);
+        pair_along(rows.from(b.first), b.rows, s.d, to_along.halves(), s.d);
     }
 
     // The weights of 32 queries on n keys, and the gradients of their scores but for the scale, these also in pairs.
@@ -251,11 +250,11 @@ struct Backward : Head {
     }
 
     // sums[keys, d] += some' @ along
-    void sum_over_queries(const Block& b, long key, long n, Halves& some, Halves& along, Buffer& sums) {
+    void sum_over_queries(const Block& b, long key, long n, Halves& some, Halves& along, Scratch& sums) {
         multiply({some.halves(), b.columns}, {along.halves(), s.d}, {sums.floats() + key * s.d, s.d}, n, s.d, b.columns, true);
     }
 
-    void write_keys(Buffer& sums, float by, Rows<bf16> to) {
+    void write_keys(Scratch& sums, float by, Rows<bf16> to) {
         for (long key = 0; key < s.seq; key++)
             for (long i = 0; i < s.d; i += 16)
                 store(to.row(key) + i, _mm512_mul_ps(_mm512_loadu_ps(sums.floats() + key * s.d + i), _mm512_set1_ps(by)));
@@ -267,7 +266,7 @@ struct Backward : Head {
 extern "C" {
 
 // q and out [batch, seq, heads, d], k and v [batch, seq, kv_heads, d]; all_spans [spans, seq, 2] the first key and the
-// one after the last that a query sees; logs [batch, heads, seq], for the backward pass, the logarithm of a row's sum.
+// one after the last that a query sees; logs [batch, heads, seq], for the backward pass, the logarithm of a query's sum.
 void attention(const bf16* q, const bf16* k, const bf16* v, const int32_t* all_spans, bf16* out, float* logs, long batch,
                long seq, long heads, long kv_heads, long d, long spans, int threads) {
     const Shape s{batch, seq, heads, kv_heads, d, spans};
@@ -278,7 +277,7 @@ void attention(const bf16* q, const bf16* k, const bf16* v, const int32_t* all_s
 #pragma omp for schedule(dynamic)
         for (long item = 0; item < batch * kv_heads; item++) {
             const long row = item / kv_heads, kv = item % kv_heads;
-            forward.load(s.key(k, row, kv), s.key(v, row, kv));
+            forward.begin(s.key(k, row, kv), s.key(v, row, kv));
             for (long head = kv * group; head < (kv + 1) * group; head++)
                 for (long first = 0; first < seq; first += QUERIES)
                     forward.block(Block(s.spans_of(all_spans, row), first, seq), s.query(q, row, head),

@@ -2,7 +2,6 @@
 #pragma once
 #include <algorithm>
 #include <memory>
-#include <vector>
 
 #include "product.h"
 
@@ -22,22 +21,14 @@ struct Rows {
 struct Line {
     alignas(64) float floats[16];
 };
-struct Buffer {  // of zeros
-    std::vector<Line> memory;
-    explicit Buffer(long floats) : memory(floats / 16) {}
-    float* floats() { return memory[0].floats; }
-    bf16* halves() { return reinterpret_cast<bf16*>(floats()); }
-    void clear() { std::fill(memory.begin(), memory.end(), Line{}); }
-};
-struct Halves : Buffer {
-    explicit Halves(long n) : Buffer(n / 2) {}
-};
-
-struct Scratch {  // of anything
+struct Scratch {  // of anything, until it is written
     std::unique_ptr<Line[]> memory;
     explicit Scratch(long floats) : memory(new Line[floats / 16]) {}
     float* floats() { return memory[0].floats; }
     bf16* halves() { return reinterpret_cast<bf16*>(floats()); }
+};
+struct Halves : Scratch {
+    explicit Halves(long n) : Scratch(n / 2) {}
 };
 
 // Sixteen rows of sixteen words become columns.

@@ -125,7 +125,7 @@ inline void eight_rows(Left left, Right right, To to, long sum, bool more) {
         }
 }
 
-// Compiled once: where it is woven into what calls it, registers run short.
+// Never inlined: where it is woven into what calls it, registers run short.
 [[gnu::noinline]] static void multiply(Left left, Right right, To to, long rows, long columns, long sum, bool more = false) {
     for (long column = 0; column < columns; column += STEP)
         for (long row = 0; row < rows; row += TILES ? STEP : 8) {

@@ -180,6 +180,7 @@ CASES = [
     pytest.param(150, {"causal": False, "document_ids": LONG}, id="long documents"),
     pytest.param(150, {"causal": False, "sliding_window": 50}, id="long window"),
     pytest.param(300, {}, id="more keys than are read at once"),
+    pytest.param(400, {"causal": False, "sliding_window": 150}, id="so many, and not from the first"),
 ]
 
 
@@ -232,13 +233,14 @@ def test_what_a_token_gets_does_not_depend_on_those_read_with_it(dtype):
 
 @multiplies_bf16
 @pytest.mark.parametrize("instructions", ["the fastest", "no tiles"])
+@pytest.mark.parametrize("d", [32, 96])
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize(("seq", "changes"), CASES)
-def test_attention_is_as_near_to_the_exact_one_as_matrix_products(seq, changes, heads, instructions, monkeypatch):
+def test_attention_is_as_near_to_the_exact_one_as_matrix_products(seq, changes, heads, d, instructions, monkeypatch):
     if instructions == "no tiles":
         without_tiles(monkeypatch)
     p = Pattern(**{"batch": 2, "seq": seq, "device": torch.device("cpu")} | changes)
-    inputs = [random(2, seq, h, 32, seed=s, dtype=BF16) for s, h in enumerate((heads[0], heads[1], heads[1]))]
+    inputs = [random(2, seq, h, d, seed=s, dtype=BF16) for s, h in enumerate((heads[0], heads[1], heads[1]))]
     wide = [x.detach().double().requires_grad_() for x in inputs]
     exact = with_grads(lambda *x: reference.attend(*x, p), *wide)
     plain = with_grads(lambda *x: reference.attend(*x, p), *inputs)

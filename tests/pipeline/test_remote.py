@@ -227,6 +227,21 @@ def test_progress_and_points_are_seen_elsewhere_while_a_stage_runs(tmp_path: Pat
     assert read_progress(two.journal("toy", "k")) is None
 
 
+def test_the_progress_of_a_killed_attempt_is_not_seen_elsewhere_once_another_has_begun(tmp_path: Path, url: str):
+    one, two = Store(tmp_path / "one", url), Store(tmp_path / "two", url)
+    killed = Recorder(one.journal("toy", "k"))
+    killed.progress(90, 100)
+    one.push_journal("toy", "k")
+    two.pull_journal("toy", "k")
+    assert read_progress(two.journal("toy", "k"))
+    again = Recorder(one.journal("toy", "k"), lambda: one.push_journal("toy", "k"))
+    deadline = time.monotonic() + 10
+    while read_progress(two.journal("toy", "k")) and time.monotonic() < deadline:
+        two.pull_journal("toy", "k")
+    assert read_progress(two.journal("toy", "k")) is None
+    again.close()
+
+
 def test_a_journal_is_sent_seldom_and_a_failure_to_send_it_stops_no_stage(tmp_path: Path):
     sent: list[float] = []
 

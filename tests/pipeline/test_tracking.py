@@ -67,5 +67,6 @@ def test_a_new_attempt_does_not_show_how_far_a_killed_one_was(tmp_path: Path):
     path = tmp_path / "j.jsonl"
     Recorder(path).progress(3, 10, "loss 2.0")
     assert read_progress(path)
-    Recorder(path)
+    again = Recorder(path)
     assert read_progress(path) is None
+    again.close()
