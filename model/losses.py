@@ -13,7 +13,7 @@ from model.batch import IGNORE
 from model.linear import matmul_dtype, sum_products, sums_products
 
 CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**24)
-"""Logits held at once: enough rows for products at full speed, and still few of a step (in bfloat16 32 and 128 MiB)."""
+"""Logits held at once: enough rows for products at full speed, and still few of a step (in bfloat16, 32 MiB or 128)."""
 
 BLOCK_LOGITS = defaultdict(lambda: 2**26, cpu=2**20)
 """Logits turned into probabilities at once: on a CPU what stays in the cache of a core between two passes."""

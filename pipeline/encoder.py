@@ -97,7 +97,7 @@ def fast_engine(file: Path) -> Encode | None:
     prepare = _taken_over(spec)
     try:
         backend = FastTokenizer.from_json(orjson.dumps(spec).decode()).backend
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other engine can
+    except (RuntimeError, ValueError) as error:
         log.info("texts are encoded by %s: %s cannot read this tokenizer: %s", REFERENCE, FAST, error)
         return None
     ids = special_ids(_loaded(file))

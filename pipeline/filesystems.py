@@ -182,8 +182,10 @@ def _need_bucket(where: Place) -> None:
         raise EnvironmentProblem(
             f"{where.url}: there is no bucket {where.bucket!r}. Create it, or correct the URL"
         ) from error
-    except Exception:  # noqa: BLE001 - who may not list the bucket may still use it
-        return
+    except Exception as error:
+        if _explained(where, error) is None:
+            raise
+        return  # who may not list the bucket may still use it
     _buckets.add(where.root)
 
 

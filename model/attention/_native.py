@@ -1,6 +1,6 @@
 """Attention by a kernel of our own for bfloat16 on a CPU: `auto` takes it wherever it can run.
 
-It passes over the keys before the first and after the last that a block of queries sees, holds the scores of the block
+It skips the keys before the first and after the last that a block of queries sees, holds the scores of the block
 in the cache, and keeps one number a query for the backward pass. AMX or AVX512-BF16 multiply, whichever there is.
 """
 
