@@ -25,8 +25,9 @@ import torch
 
 from benchmarks.timing import machine
 from pipeline import faults, ledger
-from pipeline.assemble import Graph, PipelineConfig, assemble
+from pipeline.assemble import Graph, assemble
 from pipeline.config import load
+from pipeline.pipeline_config import PipelineConfig
 from pipeline.publish import read_manifest
 from pipeline.runner import Built, build, submit_here
 from pipeline.store import Store

@@ -187,8 +187,8 @@ def explain(
 @config_app.command
 def schema() -> None:
     """Print the JSON Schema that editors complete configs from."""
-    from pipeline.assemble import PipelineConfig
     from pipeline.config import schema as config_schema
+    from pipeline.pipeline_config import PipelineConfig
 
     sys.stdout.write(json.dumps(config_schema(PipelineConfig), indent=2) + "\n")
 

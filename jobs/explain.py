@@ -11,9 +11,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.assemble import PipelineConfig
 from pipeline.config import flat, load, properties, schema
 from pipeline.errors import UsageError
+from pipeline.pipeline_config import PipelineConfig
 
 
 def show_config(path: Path, overrides: Sequence[str], *, origin: bool, as_json: bool) -> None:

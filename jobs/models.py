@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-    from pipeline.assemble import PipelineConfig
+    from pipeline.pipeline_config import PipelineConfig
 
 CONFIGS = ("config.json", "model.json")
 """What a folder with a model holds: the first in the Hugging Face layout, the second in ours, beside an ONNX graph."""

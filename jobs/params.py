@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.assemble import PipelineConfig
 from pipeline.config import flat
 from pipeline.identity import canonical
+from pipeline.pipeline_config import PipelineConfig
 
 HOW_FILES_ARE_READ = {"name", "corpus.text", "corpus.document", "labels.text", "labels.label", "labels.separator"}
 NOT_SHOWN = ("invalid_utf8", "export.")

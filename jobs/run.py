@@ -23,10 +23,11 @@ from jobs.status import announce
 from jobs.stopping import Stopping
 from jobs.times import Times
 from jobs.track_mlflow import Mirror, Mirrored
-from pipeline.assemble import Branch, Graph, PipelineConfig, assemble
+from pipeline.assemble import Branch, Graph, assemble
 from pipeline.config import load
 from pipeline.errors import WorkerLost
 from pipeline.identity import fingerprint
+from pipeline.pipeline_config import PipelineConfig
 from pipeline.runner import Built, Started, Submit, build, submit_here, topological
 from pipeline.stage import alone
 from pipeline.store import Store, log

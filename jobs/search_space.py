@@ -7,8 +7,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.assemble import PipelineConfig
 from pipeline.errors import UsageError
+from pipeline.pipeline_config import PipelineConfig
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from blake3 import blake3
 
 from jobs.run import write_resolved
 from pipeline import sources
-from pipeline.assemble import PipelineConfig, assemble
+from pipeline.assemble import assemble
 from pipeline.config import flat, load
 from pipeline.errors import UsageError
+from pipeline.pipeline_config import PipelineConfig
 from pipeline.publish import file_digest
 
 PACKAGES = ("model", "pipeline", "jobs")

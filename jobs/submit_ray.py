@@ -11,9 +11,9 @@ from jobs.ray_jobs import LOCAL, Job, Jobs, remote, target
 from jobs.record import COMMIT, DIRTY, JOB_ID, code_state, now_ms, slug
 from jobs.shipment import CONFIG, Shipment, packed, read_config
 from jobs.submissions import Submission, config_of, remember
-from pipeline.assemble import PipelineConfig
 from pipeline.errors import UsageError
 from pipeline.identity import fingerprint
+from pipeline.pipeline_config import PipelineConfig
 
 DIGEST_DIGITS = 10
 STOP_SECONDS = 120

@@ -1,149 +1,24 @@
 """Where everything is wired: one config in, the graph of stages out. Read this to learn what a pipeline is."""
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
-
-from annotated_types import MinLen
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from model.config import ModelConfig
 from model.objectives import pretraining
-from pipeline.bpe import TokenizerConfig
-from pipeline.config import laid_over
-from pipeline.identity import knob
-from pipeline.sections import ClusterConfig, ModelSection, RegisterConfig, TrackingConfig
+from pipeline.pipeline_config import PipelineConfig, TaskConfig
 from pipeline.stage import Stage
-from pipeline.stages.corpus import CorpusConfig, CorpusStage
-from pipeline.stages.evaluate import Evaluate, EvaluateConfig
-from pipeline.stages.export import Export, ExportConfig
-from pipeline.stages.finetune import Finetune, FinetuneConfig
+from pipeline.stages.corpus import CorpusStage
+from pipeline.stages.evaluate import Evaluate
+from pipeline.stages.export import Export
+from pipeline.stages.finetune import Finetune
 from pipeline.stages.imported import ImportModel, ImportTokenizer, model_config
-from pipeline.stages.labels import LabelsConfig, LabelsStage
-from pipeline.stages.ngrams import NGramsConfig, NGramsStage
+from pipeline.stages.labels import LabelsStage
+from pipeline.stages.ngrams import NGramsStage
 from pipeline.stages.pretrain import Pretrain, PretrainConfig
-from pipeline.stages.shards import ShardsConfig, ShardsStage
+from pipeline.stages.shards import ShardsStage
 from pipeline.stages.task_text import TaskText
 from pipeline.stages.tokenizer import TokenizerStage
-from pipeline.training import TrainingConfig
-
-TASK_NAME = re.compile("[a-z0-9][a-z0-9_-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """One of several labelled tasks on the same base. What a section here does not say, the pipeline's own says."""
-
-    labels: LabelsConfig
-    """Where its labelled text is."""
-    adapt: PretrainConfig | None = None
-    """Laid over the pipeline's `adapt`."""
-    finetune: FinetuneConfig = FinetuneConfig()
-    """Laid over the pipeline's `finetune`."""
-    ngrams: NGramsConfig | None = None
-    """Laid over the pipeline's `ngrams`."""
-    register: RegisterConfig = knob(default_factory=RegisterConfig)
-    """Default name: the pipeline's and the task's, with a dash between them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineConfig:
-    """One config file: raw text in, a registered classifier out."""
-
-    name: Annotated[str, MinLen(1)]
-    """Name of the pipeline: the MLflow experiment, and the registered model unless `register.name` says otherwise."""
-    seed: int = 0
-    """Seed of everything random: data order, initial weights, dropout, splits, bootstrap."""
-    init_from: str | None = None
-    """Folder of a Llama model as transformers saves it, or a registered model (models:/NAME@ALIAS), to start from.
-
-    It brings its tokenizer and its sizes; rows are no longer than it was made for, and pretraining may be left out."""
-    corpus: CorpusConfig | None = None
-    """The text to pretrain on."""
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    shards: ShardsConfig = ShardsConfig()
-    model: ModelSection = ModelSection()
-    pretrain: PretrainConfig | None = None
-    """How to pretrain on the corpus."""
-    midtrain: PretrainConfig | None = None
-    """Go on pretraining on the same corpus with another objective: first next tokens, say, then hidden ones
-    (arXiv:2507.00994)."""
-    labels: LabelsConfig | None = None
-    """The labelled text of the only task; none ends the pipeline with the base model."""
-    tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
-    """Several labelled tasks by name, in place of `labels`: each becomes a classifier on the same base."""
-    adapt: PretrainConfig | None = None
-    """Go on pretraining on the training texts of the task before it is fine-tuned (arXiv:2004.10964)."""
-    finetune: FinetuneConfig = FinetuneConfig()
-    ngrams: NGramsConfig | None = None
-    """Add a linear model of the texts' n-grams to the fine-tuned network. It has no stock Llama export."""
-    evaluate: EvaluateConfig = EvaluateConfig()
-    export: ExportConfig | None = ExportConfig()
-    """null makes and registers none."""
-    cluster: ClusterConfig = knob(default_factory=ClusterConfig)
-    tracking: TrackingConfig = knob(default_factory=TrackingConfig)
-    register: RegisterConfig = knob(default_factory=RegisterConfig)
-
-    def __post_init__(self) -> None:
-        sections = {"corpus": self.corpus, "pretrain": self.pretrain}
-        missing = [name for name, section in sections.items() if section is None]
-        if len(missing) == 1 or (missing and self.init_from is None):
-            raise ValueError(
-                f"{' and '.join(missing)}: required, and not given; both may be left out where init_from names a model"
-            )
-        if self.init_from is not None and (given := self.model.sizes_given):
-            raise ValueError(f"init_from brings the sizes of the model: leave out {', '.join(given)} of `model`")
-        if self.labels is not None and self.tasks:
-            raise ValueError("give labels for one task, or tasks for several, not both")
-        if self.midtrain is not None and self.pretrain is None:
-            raise ValueError("midtrain goes on after pretrain, and there is none")
-        for name in self.tasks:
-            if not TASK_NAME.fullmatch(name):
-                raise ValueError(f"tasks.{name}: a task is named by lower-case letters, digits, - and _")
-        self._check_engines()
-
-    def _check_engines(self) -> None:
-        for section, settings in self._trainings():
-            if self.cluster.workers != 1 and settings.engine == "plain":
-                raise ValueError(
-                    f"cluster.workers={self.cluster.workers} needs {section}.engine auto or deepspeed, not plain"
-                )
-
-    @staticmethod
-    def complete(tree: Mapping[str, Any]) -> dict[str, Any]:
-        """Lay the sections of each task over those of the pipeline, in what a config file says."""
-        if not isinstance(tasks := tree.get("tasks"), dict):
-            return dict(tree)
-        return {**tree, "tasks": {name: _over_own_sections(tree, task) for name, task in tasks.items()}}
-
-    def _trainings(self) -> Iterator[tuple[str, TrainingConfig]]:
-        sections = {name: getattr(self, name) for name in ("pretrain", "midtrain", "adapt", "finetune")}
-        for name, task in self.tasks.items():
-            sections |= {f"tasks.{name}.adapt": task.adapt, f"tasks.{name}.finetune": task.finetune}
-        yield from ((name, section) for name, section in sections.items() if section is not None)
-
-    @property
-    def all_tasks(self) -> dict[str, TaskConfig]:
-        """Every task by its name; the only task of a pipeline has the name ""."""
-        if self.labels is None:
-            return dict(self.tasks)
-        only = TaskConfig(
-            labels=self.labels,
-            adapt=self.adapt,
-            finetune=self.finetune,
-            ngrams=self.ngrams,
-            register=self.register,
-        )
-        return {"": only}
-
-
-def _over_own_sections(tree: Mapping[str, Any], task: Any) -> Any:
-    """A task with its sections laid over the pipeline's; what is no section is left to be refused where it stands."""
-    if not isinstance(task, dict):
-        return task
-    shared = {name: section for name in ("adapt", "finetune", "ngrams") if isinstance(section := tree.get(name), dict)}
-    return {**task, **{name: laid_over(section, task.get(name, {})) for name, section in shared.items()}}
-
 
 Base = Pretrain | ImportModel
 """What makes a language model, and says with what shape and tokenizer."""
@@ -153,23 +28,27 @@ Classifier = Finetune | NGramsStage
 
 @dataclass(frozen=True)
 class Branch:
-    """The stages of one task, by role; `adapted` is the base where it is not trained further, and the classifier of a
-    network is that network where it reads no n-grams.
-    """
+    """The stages of one task, by role; `adapted` is the base where it is not trained further."""
 
     labels: LabelsStage
     adapted: Base
-    finetune: Finetune
     classifier: Classifier
     rivals: tuple[Classifier, ...]
-    """The same from other seeds, and from random weights, each network before its classifier."""
+    """The same from other seeds, and from random weights."""
     evaluate: Evaluate
     export: Export | None
 
     @property
+    def finetune(self) -> Finetune:
+        return network(self.classifier)
+
+    @property
     def stages(self) -> list[Stage[Any]]:
-        made = (self.labels, self.adapted, self.finetune, self.classifier, *self.rivals, self.evaluate, self.export)
-        return [stage for n, stage in enumerate(made) if stage is not None and stage not in made[:n]]
+        """All of them, in the order of the pipeline."""
+        made: list[Stage[Any]] = [self.labels, self.adapted]
+        for classifier in (self.classifier, *self.rivals):
+            made += [classifier] if classifier == network(classifier) else [network(classifier), classifier]
+        return [*made, self.evaluate, *([self.export] if self.export else [])]
 
 
 @dataclass(frozen=True)
@@ -181,7 +60,7 @@ class Graph:
 
     @property
     def targets(self) -> list[Stage[Any]]:
-        """What a run makes: every stage, in the order of the pipeline."""
+        """What a run is asked for, in the order of the pipeline; what else they need, it makes on the way."""
         branches = [stage for branch in self.branches.values() for stage in branch.stages]
         return [*self.trunk, *(stage for stage in branches if stage not in self.trunk)]
 
@@ -249,7 +128,7 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
     """Wire the stages of one task onto the base, which has been trained on the corpus."""
     labels = LabelsStage(config=task.labels, seed=config.seed, label=name)
     adapted = adapt(config, name, task.adapt, labels, base) if task.adapt else base
-    network = Finetune(
+    finetune = Finetune(
         config=task.finetune.resolve(),
         base=adapted,
         model=adapted.model,
@@ -258,35 +137,40 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
         seed=config.seed,
         label=name,
     )
-    repeats = [
-        replace(network, seed=config.seed + n, label=joined(name, f"seed-{n}")) for n in range(1, config.evaluate.seeds)
-    ]
-    from_random = replace(network, base=None, label=joined(name, "random-init"))
-    networks = [network, *repeats, *([from_random] if config.evaluate.random_init else [])]
-    classifiers = [reading_ngrams(task, each) for each in networks]
-    classifier = classifiers[0]
-    scores = Evaluate(
+    classifier = reading_ngrams(task, finetune)
+    repeats = tuple(
+        reading_ngrams(task, replace(finetune, seed=config.seed + n, label=joined(name, f"seed-{n}")))
+        for n in range(1, config.evaluate.seeds)
+    )
+    from_random = reading_ngrams(task, replace(finetune, base=None, label=joined(name, "random-init")))
+    random_init = from_random if config.evaluate.random_init else None
+    evaluate = Evaluate(
         config=config.evaluate,
         classifier=classifier,
         labels=labels,
         corpus=corpus if config.evaluate.contamination else None,
-        random_init=classifiers[-1] if config.evaluate.random_init else None,
-        repeats=tuple(classifiers[1 : config.evaluate.seeds]),
+        random_init=random_init,
+        repeats=repeats,
         seed=config.seed,
         label=name,
     )
     export = config.export and Export(
-        config=config.export, classifier=classifier, labels=labels, evaluation=scores, label=name
+        config=config.export, classifier=classifier, labels=labels, evaluation=evaluate, label=name
     )
-    rivals = tuple(stage for pair in zip(networks[1:], classifiers[1:], strict=True) for stage in pair)
-    return Branch(labels, adapted, network, classifier, rivals, scores, export)
+    rivals = (*repeats, random_init) if random_init else repeats
+    return Branch(labels, adapted, classifier, rivals, evaluate, export)
 
 
-def reading_ngrams(task: TaskConfig, network: Finetune) -> Classifier:
+def reading_ngrams(task: TaskConfig, finetune: Finetune) -> Classifier:
     """Wire n-grams beside a network, if the task wants them."""
     if task.ngrams is None:
-        return network
-    return NGramsStage(config=task.ngrams, classifier=network, labels=network.labels, label=network.label)
+        return finetune
+    return NGramsStage(config=task.ngrams, classifier=finetune, labels=finetune.labels, label=finetune.label)
+
+
+def network(classifier: Classifier) -> Finetune:
+    """The network of a classifier, which may be all of it."""
+    return classifier.classifier if isinstance(classifier, NGramsStage) else classifier
 
 
 def adapt(config: PipelineConfig, name: str, training: PretrainConfig, labels: LabelsStage, base: Base) -> Pretrain:

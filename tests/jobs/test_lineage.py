@@ -17,9 +17,10 @@ from jobs.record import Record
 from jobs.show_lineage import print_lineage
 from jobs.track_mlflow import sync
 from pipeline import sources
-from pipeline.assemble import PipelineConfig, assemble
+from pipeline.assemble import assemble
 from pipeline.config import load
 from pipeline.errors import UsageError
+from pipeline.pipeline_config import PipelineConfig
 from pipeline.runner import topological
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.store import Store

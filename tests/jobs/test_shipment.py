@@ -12,9 +12,9 @@ import pytest
 
 from jobs.shipment import packed, read_config
 from jobs.submit_ray import Order, entrypoint, variables
-from pipeline.assemble import PipelineConfig
 from pipeline.errors import UsageError
 from pipeline.identity import fingerprint
+from pipeline.pipeline_config import PipelineConfig
 from tests.jobs.sent_folder import CANARIES, furnish
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from jobs.mlflow_client import connect, default_uri
 from jobs.search_space import Between, OneOf, parse, usual
-from pipeline.assemble import PipelineConfig
 from pipeline.config import load
 from pipeline.errors import UsageError
+from pipeline.pipeline_config import PipelineConfig
 
 from .commands import SMOKE, answer, gristmill, keys, run, statuses
 

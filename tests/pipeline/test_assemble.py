@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.assemble import Graph, PipelineConfig, assemble
+from pipeline.assemble import Graph, assemble
 from pipeline.config import load
 from pipeline.errors import UsageError
+from pipeline.pipeline_config import PipelineConfig
 from pipeline.stages.ngrams import NGramsConfig, NGramsStage
 from pipeline.stages.pretrain import Pretrain
 
@@ -49,6 +50,17 @@ def test_a_task_says_only_what_is_its_own(tmp_path: Path):
     assert (other.finetune.config.epochs, other.finetune.config.pooling) == (7, "mean")
     assert other.finetune.config.lr == 5e-3  # of the file that this one extends
     assert (other.adapted.config.steps, other.adapted.config.objective) == (5, "masked")
+
+
+def test_a_task_goes_without_a_section_of_the_pipeline_by_null(tmp_path: Path):
+    made = graph(tmp_path, TWO_TASKS, "ngrams={}", "tasks.plain.adapt=null", "tasks.plain.ngrams=null")
+    plain, other = made.branches.values()
+    assert plain.adapted == made.trunk[-1]
+    assert plain.classifier == plain.finetune
+    assert (other.adapted.base, other.classifier) == (
+        made.trunk[-1],
+        replace(other.classifier, classifier=other.finetune),
+    )
 
 
 def test_seeds_are_the_same_fine_tuning_from_other_draws(tmp_path: Path):
@@ -110,6 +122,10 @@ def test_the_only_task_and_one_of_several_are_the_same_artifact(tmp_path: Path):
             r"config.yaml:3:43  tasks.a.finetune.epoch: unknown key. Did you mean `epochs`\?",
         ),
         ("extends: SMOKE\nlabels: null\ntasks: {a: 3}", "tasks.a"),
+        (
+            "extends: SMOKE\nlabels: null\ntasks: {a: {labels: {path: x}, finetune: 3}}",
+            "config.yaml:3:32  tasks.a.finetune=3: must be",
+        ),
     ],
 )
 def test_a_wrong_task_is_named_where_it_stands(tmp_path: Path, text: str, told: str):

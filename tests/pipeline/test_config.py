@@ -7,9 +7,10 @@ from annotated_types import Ge, Le
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.assemble import PipelineConfig, assemble
+from pipeline.assemble import assemble
 from pipeline.config import load, schema
 from pipeline.errors import UsageError
+from pipeline.pipeline_config import PipelineConfig
 from pipeline.sections import ModelSection
 
 

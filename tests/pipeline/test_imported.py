@@ -17,10 +17,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.assemble import Graph, PipelineConfig, assemble
+from pipeline.assemble import Graph, assemble
 from pipeline.classify import probabilities
 from pipeline.config import load
 from pipeline.errors import DataError, UsageError
+from pipeline.pipeline_config import PipelineConfig
 from pipeline.runner import Built, build, submit_here
 from pipeline.store import Store
 from pipeline.tokens import special_ids
