@@ -229,10 +229,10 @@ def _not_compiled() -> AbstractContextManager[Any]:
 
 @torch.no_grad()
 def take_over(model: LanguageModel, base: LanguageModel) -> None:
-    """Copy the weights of `base` into `model`, in place; rows past its vocabulary stay as they are."""
+    """Copy the weights of `base` into `model`, in place. A token that only one of them has, to hide others, is left."""
     own = dict(model.named_parameters())
     for name, weight in base.named_parameters():
-        own[name][: len(weight)].copy_(weight)
+        own[name][: len(weight)].copy_(weight[: len(own[name])])
 
 
 def sample_texts(model: LanguageModel, tokenizer: Tokenizer, count: int, seed: int) -> str:

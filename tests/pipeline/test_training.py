@@ -208,6 +208,16 @@ def test_a_masked_base_learns_to_find_hidden_tokens_and_is_fine_tuned(objective:
     assert not (Store(tmp_path).path("pretrain", key) / "samples.txt").exists()  # it cannot write from left to right
 
 
+def test_a_masked_base_goes_on_with_next_tokens_without_the_token_that_hid_others(tmp_path: Path):
+    masked = replace(pretraining(objective="masked"), model=replace(MODEL, causal=False, vocab_size=321))
+    after = built(replace(pretraining(steps=1, lr=1e-9), base=masked, label="again"), tmp_path)
+    weights = [
+        stage.load(Store(tmp_path).path("pretrain", key)).load().model.body.state_dict()["embed.weight"]
+        for stage, key in ((masked, built(masked, tmp_path).key), (after.stage, after.key))
+    ]
+    torch.testing.assert_close(weights[0][:320], weights[1])
+
+
 def test_head_only_leaves_the_body_bit_for_bit(tmp_path: Path):
     base = pretraining()
     before = built(base, tmp_path).stage.load(Store(tmp_path).path("pretrain", built(base, tmp_path).key)).load().model
