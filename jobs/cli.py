@@ -88,8 +88,10 @@ def tune(
             help="key=low:high, key=log:low:high or key=a,b,c. Repeatable; default: rates and dropout.", negative=""
         ),
     ] = None,
-    trials: Annotated[int, Parameter(help="How many settings to try.")] = 20,
-    parallel: Annotated[int, Parameter(help="Trials at a time; they share the CPU cores.")] = 1,
+    trials: Annotated[int, Parameter(help="How many settings to try.", validator=validators.Number(gte=1))] = 20,
+    parallel: Annotated[
+        int, Parameter(help="Trials at a time; they share the CPU cores.", validator=validators.Number(gte=1))
+    ] = 1,
     metric: Annotated[Literal["macro_f1", "accuracy"], Parameter(help="Of the validation texts.")] = "macro_f1",
     task: Annotated[str | None, Parameter(help="Which of several tasks.")] = None,
     seed: Annotated[int, Parameter(help="Another one tries other settings.")] = 0,
@@ -97,6 +99,8 @@ def tune(
     json_: Json = False,
 ) -> None:
     """Search for better settings of fine-tuning, with Ray Tune and Optuna, each trial a run in MLflow.
+
+    A trial is scored as the classifier that a run makes: with its n-grams, where the config has them.
 
     gristmill tune configs/quickstart.yaml --trials 10 --search finetune.lr=log:1e-4:1e-2 --search finetune.epochs=2:5
     """
@@ -117,7 +121,7 @@ def tune(
         seed=seed,
         say=say,
     )
-    emit(result) if json_ else print_search(result, config)
+    emit(result) if json_ else print_search(result, config, set_ or [])
 
 
 @app.command(group=RUNS)

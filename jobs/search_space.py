@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UsageError
-from pipeline.pipeline_config import PipelineConfig
+from pipeline.stages.finetune import FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,18 @@ class Between:
     high: float
     log: bool = False
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.low, self.high
+
 
 @dataclass(frozen=True)
 class OneOf:
     values: tuple[Any, ...]
+
+    @property
+    def ends(self) -> tuple[Any, Any]:
+        return self.values[0], self.values[-1]
 
 
 Space = Mapping[str, Between | OneOf]
@@ -55,9 +63,16 @@ def _value(text: str, where: str) -> Any:
         raise UsageError(f"{where}: {text!r} is not a YAML value: {error}") from None
 
 
-def usual(config: PipelineConfig, section: str) -> Space:
+def usual(finetune: FinetuneConfig, section: str) -> Space:
     """Where a search begins that is told nothing: rates up to four times off, and some dropout."""
-    finetune = next(iter(config.all_tasks.values())).finetune
-    rates = {"lr": finetune.lr} | ({"muon_lr": finetune.muon_lr} if finetune.muon_lr else {})
+    rates = {name: getattr(finetune, name) for name in _rates(finetune)}
     around = {f"{section}.{name}": Between(rate / 4, min(1.0, rate * 4), log=True) for name, rate in rates.items()}
     return around | {f"{section}.dropout": OneOf((0.0, 0.1, 0.2))}
+
+
+def _rates(finetune: FinetuneConfig) -> list[str]:
+    """The learning rates that this fine-tuning reads and says."""
+    if finetune.method == "head" and finetune.head_lr:
+        return ["head_lr"]
+    by_muon = finetune.method == "full" and finetune.optimizer == "muon" and finetune.muon_lr
+    return ["lr", "muon_lr"] if by_muon else ["lr"]

@@ -1,13 +1,16 @@
 """Search for better settings of fine-tuning: Ray Tune runs the trials, Optuna chooses them, MLflow shows each.
 
-A trial is the fine-tuning of the pipeline with other settings: an artifact like any other, so that a search that was
-cut short, or asks for more, finds what was trained before. The search sees the validation texts only.
+A trial is the classifier of the pipeline with other settings, n-grams included: an artifact like any other, so that a
+search that was cut short, or asks for more, finds what was trained before. It sees the validation texts only.
 """
 
 import importlib.util
+import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,11 @@ from jobs.mlflow_client import alone, connect, quiet, reaching
 from jobs.mlflow_tags import KEY, PLAN, STAGE
 from jobs.run import open_config, tracking_uri
 from jobs.search_space import OneOf, Space, parse, usual
-from pipeline.assemble import Branch
+from pipeline.assemble import Branch, Classifier
 from pipeline.errors import EnvironmentProblem, GristmillError, StageFailed, UsageError
 from pipeline.identity import fingerprint
 from pipeline.runner import Built, build, submit_here
+from pipeline.stages.labels import Labels
 from pipeline.store import Store
 
 Say = Callable[[str], None]
@@ -42,8 +46,12 @@ class Search:
     cpus: int
 
     def branch(self, settings: Mapping[str, Any]) -> Branch:
-        own = [f"{key}={value}" for key, value in settings.items()]
-        return open_config(self.path, [*self.overrides, *own]).graph.branches[self.task]
+        return open_config(self.path, [*self.overrides, *written(settings)]).graph.branches[self.task]
+
+
+def written(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as `--set` takes them."""
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 @dataclass(frozen=True)
@@ -77,18 +85,22 @@ def tune(
     opened = open_config(path, overrides)
     chosen = _task(list(opened.graph.branches), task)
     section = f"tasks.{chosen}.finetune" if chosen else "finetune"
-    space = parse(words) if words else usual(opened.config, section)
+    space = parse(words) if words else usual(opened.config.all_tasks[chosen].finetune, section)
+    branch = opened.graph.branches[chosen]
     all_cpus = opened.config.cluster.cpus or len(os.sched_getaffinity(0))
     search = Search(path.resolve(), tuple(overrides), chosen, metric, opened.store, max(1, all_cpus // parallel))
-    search.branch({key: _first(values) for key, values in space.items()})  # a wrong key is refused before any work
+    _check(search, space)
     say(f"searching {', '.join(space)} for the best validation {metric}: {trials} trials, {parallel} at a time")
     address = opened.config.cluster.address or os.environ.get("RAY_ADDRESS")
     options = RayOptions(home=opened.store.home, cpus=all_cpus, address=address)
     with on_ray(options) as submit:
-        needed = list(opened.graph.branches[chosen].finetune.inputs.values())
-        for event in build(needed, opened.store, submit, cpus=all_cpus):
-            if isinstance(event, Built) and event.status == "built":
+        for event in build([branch.labels, *branch.finetune.inputs.values()], opened.store, submit, cpus=all_cpus):
+            if not isinstance(event, Built):
+                continue
+            if event.status == "built":
                 say(f"built {event.stage.name} in {event.seconds:.0f} s")
+            if event.stage == branch.labels:
+                _check_validation(branch.labels.load(opened.store.open(event.stage.kind, event.key)))
         connected(options)
         done = _run(search, space, trials, parallel, seed, say)
     ranked = sorted(done, key=lambda trial: (trial.value is None, -(trial.value or 0.0), trial.number))
@@ -121,8 +133,24 @@ def _task(known: list[str], wanted: str | None) -> str:
     return wanted
 
 
-def _first(values: Any) -> Any:
-    return values.values[0] if isinstance(values, OneOf) else values.low
+def _check(search: Search, space: Space) -> None:
+    """Raises UsageError, before any work, for a key that is wrong, and for one that changes nothing."""
+    first = {key: values.ends[0] for key, values in space.items()}
+    for key, values in space.items():
+        low, high = values.ends
+        if low != high and _classifier(search, {**first, key: high}) == search.branch(first).classifier:
+            raise UsageError(f"--search {key}: the classifier is the same with {low} and {high}, so leave it out")
+
+
+def _classifier(search: Search, settings: Mapping[str, Any]) -> Classifier | None:
+    """None where the settings are refused: their trials will fail, and say why."""
+    with suppress(UsageError):
+        return search.branch(settings).classifier
+
+
+def _check_validation(labels: Labels) -> None:
+    if not labels.split("validation").texts:
+        raise UsageError("there are no validation texts to compare trials by: set labels.validation_fraction above 0")
 
 
 def _run(search: Search, space: Space, trials: int, parallel: int, seed: int, say: Say) -> list[Trial]:
@@ -172,7 +200,7 @@ def _try(settings: dict[str, Any], search: Search) -> None:
 
     start = time.monotonic()
     try:
-        stage = search.branch(settings).finetune
+        stage = search.branch(settings).classifier
         events = build([stage], search.store, lambda job: submit_here(job, cpus=search.cpus), cpus=search.cpus)
         built = [event for event in events if isinstance(event, Built)][-1]
     except GristmillError as error:
@@ -259,8 +287,8 @@ def _log(name: str, search: Search, trials: Sequence[Trial], uri: str) -> str:
     return parent.info.run_id
 
 
-def print_search(result: Mapping[str, Any], path: Path) -> None:
-    """The trials, the best first, and the command that uses it."""
+def print_search(result: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> None:
+    """The trials, the best first, and the command that uses it, with the overrides that the search had."""
     table = Table(box=None, pad_edge=False)
     for column in ("trial", f"val {result['metric']}", "seconds", "settings"):
         table.add_column(column)
@@ -269,5 +297,6 @@ def print_search(result: Mapping[str, Any], path: Path) -> None:
         table.add_row(str(trial["number"] + 1), value, f"{trial['seconds']:.0f}", _words(trial["settings"]))
     console = Console(highlight=False)
     console.print(table)
-    best = " ".join(f"--set {key}={value}" for key, value in result["best"].items())
-    console.print(f"\nThe best, which is trained already:\n  gristmill run {path} {best}", soft_wrap=True)
+    sets = [part for setting in (*overrides, *written(result["best"])) for part in ("--set", setting)]
+    command = shlex.join(["gristmill", "run", str(path), *sets])
+    console.print(f"\nThe best, which is trained already:\n  {command}", soft_wrap=True, markup=False)
