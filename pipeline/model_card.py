@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from pipeline.ancestry import Link
-from pipeline.report import headline_rows, is_of_several, verdicts
+from pipeline.report import RIVALS, headline_rows, is_of_several, verdicts
 from pipeline.windows import ONE_WINDOW, Windows
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -51,8 +51,8 @@ def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
         multi_label=is_of_several(scores),
         rows=headline_rows(scores),
         verdicts=verdicts(scores),
-        weakest=min(scores["per_class"], key=lambda row: (row["f1"], row["name"])),
-        behind_baseline=bool(scores["baseline"]) and scores["baseline"]["lead"] < 0,
+        weakest=min((row for row in scores["per_class"] if row["support"]), key=lambda row: (row["f1"], row["name"])),
+        ahead=[RIVALS[rival["name"]] for rival in scores["baselines"] if rival["lead"] < 0],
         parameters=facts.parameters,
         seq_len=facts.seq_len,
         windows=facts.windows if facts.windows.count > 1 else None,
@@ -72,7 +72,7 @@ def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:
 
 def _overlap(scores: Mapping[str, Any]) -> list[str]:
     """How many of the test texts the model may have met before, place by place."""
-    places = {"corpus": "the corpus of the pretraining", "training": "the texts it was fine-tuned on"}
+    places = {"corpus": "the corpus of the pretraining", "training": "the texts it was trained or validated on"}
     found = scores.get("contamination") or {}
     leaks = {name: leak for place, name in places.items() if (leak := found.get(place))}
     return [f"{leak['n']:,} of {scores['n']:,} test texts stand in {name}" for name, leak in leaks.items()]

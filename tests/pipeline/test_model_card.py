@@ -125,6 +125,19 @@ def test_use_and_limits_are_told(scores: dict[str, Any], facts: ModelFacts):
     assert "in the language" not in model_card(scores, replace(facts, language=None))
 
 
+def test_what_did_better_is_named_and_a_class_without_test_texts_is_not_called_weak(
+    scores: dict[str, Any], facts: ModelFacts
+):
+    leads = {"tfidf-logreg": 0.1, "linear-svm": -0.1}
+    baselines = [{**scores["baselines"][0], "name": name, "lead": lead} for name, lead in leads.items()]
+    missing = {**scores["per_class"][0], "name": "missing", "f1": 0.0, "support": 0}
+    text = model_card({**scores, "baselines": baselines, "per_class": [*scores["per_class"], missing]}, facts)
+    assert "Ahead of it on this test set, and trained in seconds: linear SVM over words and characters." in text
+    assert "least reliable for missing" not in text
+    baselines[1]["lead"] = 0.0
+    assert "Ahead of it" not in model_card({**scores, "baselines": baselines}, facts)
+
+
 def test_windows_are_told_with_what_the_export_alone_does_not_do(scores: dict[str, Any], facts: ModelFacts):
     text = " ".join(model_card(scores, replace(facts, windows=Windows(3, 4))).split())
     assert (
@@ -140,5 +153,5 @@ def test_test_texts_that_were_met_before_are_counted(scores: dict[str, Any], fac
     leaks = {"corpus": {"n": 7}, "training": {"n": 2}}
     text = model_card({**scores, "contamination": leaks}, facts)
     assert f"7 of {scores['n']} test texts stand in the corpus of the pretraining;" in text
-    assert f"2 of {scores['n']} test texts stand in the texts it was fine-tuned on." in text
+    assert f"2 of {scores['n']} test texts stand in the texts it was trained or validated on." in text
     assert "stand in" not in model_card({**scores, "contamination": None}, facts)
