@@ -32,7 +32,8 @@ class Comparison:
     """Another labelling of the same rows, and by how much of macro-F1 ours leads. `lead_ci` above 0: not by chance.
 
     `p_value` is two-sided, of the hypothesis that neither leads: twice the smaller share of resamples in which the
-    lead is on one side of 0, (k + 1) / (resamples + 1) each, at most 1. It is below .05 where `lead_ci` leaves out 0.
+    lead is on one side of 0, (k + 1) / (resamples + 1) each, at most 1. Where it is near .05, so is an end of `lead_ci`
+    near 0, on either side.
     """
 
     accuracy: float
@@ -78,7 +79,7 @@ def mcnemar(ours: Labelling, theirs: Labelling) -> float:
     """
     we, they = ours.right, theirs.right
     only_we, only_they = int((we & ~they).sum()), int((they & ~we).sum())
-    return rounded(binomtest(only_we, only_we + only_they).pvalue) if only_we + only_they else 1.0
+    return float(binomtest(only_we, only_we + only_they).pvalue) if only_we + only_they else 1.0
 
 
 def _resampled(
