@@ -2,7 +2,8 @@
 
 `python -m benchmarks.objectives --corpus FILE --tasks FOLDER --only TASK TASK`, other arguments as of benchmarks.tasks.
 All bases see as many tokens of the corpus, none goes on with the texts of a task, and no n-grams stand beside it. A
-fine-tuned body reads both ways where its base did, or where the row says so. One seed.
+fine-tuned body reads both ways where its base did, or where the row says so. One seed. One phase hides 15 % of the
+tokens, at the rates of configs/english.yaml's `pretrain`; a second one 30 %, at those of its `midtrain`.
 """
 
 import statistics

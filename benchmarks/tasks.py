@@ -123,9 +123,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def main() -> None:
     own = parser(__doc__)
-    own.add_argument("--seeds", type=int, default=3)
+    own.add_argument("--seeds", type=int, default=3, help="2 or more, for a deviation")
     own.add_argument("--in-time-order", nargs="+", default=[], metavar="TASK", help="rows are, and the test is later")
     given = own.parse_args()
+    if given.seeds < 2:
+        own.error("--seeds: a standard deviation needs 2 or more")
     study = Study(given.corpus, given.tasks, tuple(given.set), tuple(given.in_time_order))
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     rows = []
