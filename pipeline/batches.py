@@ -123,7 +123,8 @@ class LanguageSampling:
         if self.n_rows < 1:
             raise UsageError(
                 f"the training split has {self.stream.n_tokens} tokens, fewer than one row of "
-                f"model.seq_len={self.seq_len} + 1; give more text or a shorter row"
+                f"model.seq_len={self.seq_len} + 1; give more text or a shorter row, or leave out what learns from it "
+                "(for few labelled texts, adapt: null)"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Labelled text in three splits that share no training document with what is measured."""
+"""Labelled text in three splits. Those that are drawn here share no text; what a column or files say is kept."""
 
 import json
 from collections import Counter

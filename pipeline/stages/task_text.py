@@ -15,7 +15,7 @@ MAX_WORD_BYTES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class TaskText(Stage[Corpus]):
-    """Leaves out the labels, and every text that the classifier is measured or chosen on."""
+    """The train split alone, without its labels."""
 
     VERSION = 2
     labels: Stage[Labels]
