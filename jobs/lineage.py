@@ -8,7 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.mlflow_client import alone, connect, reaching
-from jobs.mlflow_tags import COMMIT, DIGEST, DIRTY, INPUTS, KEY, KIND, REUSED_FROM, RUN, SOURCES, STAGE, URI, config_of
+from jobs.mlflow_tags import (
+    COMMIT,
+    DIGEST,
+    DIRTY,
+    INPUTS,
+    KEY,
+    KIND,
+    REUSED_FROM,
+    RUN,
+    SOURCES,
+    STAGE,
+    URI,
+    config_of,
+    made,
+)
 from jobs.models import version_of
 from jobs.track_mlflow import run_url, version_url
 from pipeline.errors import UsageError
@@ -182,10 +196,9 @@ class Walk:
 
     def _origin(self, need: Need) -> Origin:
         if need.key not in self._found:
-            runs = self._search(f"tags.`{KEY}` = '{need.key}' AND attributes.status = 'FINISHED'")
-            told = next((self._told_by(run) for run in runs if DIGEST in run.data.tags), None)
+            runs = self._search(made(need.key))
             unknown = Origin(stage=need.kind, kind=need.kind, key=need.key, output_digest=need.digest)
-            self._found[need.key] = told or unknown
+            self._found[need.key] = self._told_by(runs[0]) if runs else unknown
         return self._found[need.key]
 
     def _search(self, clause: str) -> list["Run"]:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from jobs.cost import cost
 from jobs.mlflow_client import artifact_root
 from jobs.mlflow_points import Offsets, journals, points_after
-from jobs.mlflow_tags import ATTEMPT, COMMIT, DIRTY, IMAGE, JOB, KEY, KIND, NOTE, PLAN, REUSED_FROM, RUN, STAGE
+from jobs.mlflow_tags import ATTEMPT, COMMIT, DIRTY, IMAGE, JOB, KEY, KIND, NOTE, PLAN, REUSED_FROM, RUN, STAGE, made
 from jobs.record import Record, StageRecord, folder, is_live, slug
 from pipeline.store import Store
 
@@ -129,15 +129,22 @@ def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None
 
 def child_for(book: Book, number: int, stage: StageRecord) -> Run | None:
     """The run of a stage that this record made; None for one that has nothing to show, or is another run's work."""
-    if stage.key is None or stage.status == "pending":
+    if stage.key is None:
         return None
     if own := book.children.get(stage.key):
         return own
-    being_checked = stage.status == "running" and book.store.find(stage.kind, stage.key) is not None
+    if stage.status == "pending" and not _has_points(book, stage.kind, stage.key):
+        return None
+    unbuilt = stage.status in ("running", "pending")
+    being_checked = unbuilt and book.store.find(stage.kind, stage.key) is not None
     if being_checked or (stage.status != "built" and _made_elsewhere(book, stage)):
         return None
     book.children[stage.key] = _create_child(book, number, stage)
     return book.children[stage.key]
+
+
+def _has_points(book: Book, kind: str, key: str) -> bool:
+    return any(True for journal in journals(book.store, kind, key).values() for _ in points_after(journal, 0))
 
 
 def _create_child(book: Book, number: int, stage: StageRecord) -> Run:
@@ -154,27 +161,35 @@ def _create_child(book: Book, number: int, stage: StageRecord) -> Run:
 
 
 def _made_elsewhere(book: Book, stage: StageRecord) -> bool:
-    """Whether another run made this artifact; the parent is tagged with it."""
+    """Whether another run made this artifact, and the parent is tagged with it, or is at work on it now."""
     tag = f"{REUSED_FROM}.{stage.name}"
     if tag in book.parent.data.tags:
         return True
     maker = maker_of(book, str(stage.key))
     if maker and stage.status == "reused":
         set_tags(book.client, book.parent.info.run_id, {tag: maker.info.run_id})
-    return maker is not None
+    return maker is not None or _at_work_elsewhere(book, str(stage.key))
+
+
+def _at_work_elsewhere(book: Book, key: str) -> bool:
+    """Whether the run that shows this stage now is another one of this home, whose process lives."""
+    running = runs_anywhere(book.client, f"tags.`{KEY}` = '{key}' AND attributes.status = 'RUNNING'")
+    return any(is_live(book.home, run.data.tags[RUN]) for run in running if RUN in run.data.tags)
 
 
 def maker_of(book: Book, key: str) -> Run | None:
-    """The run that shows how an artifact was made: of this record, or the oldest anywhere."""
+    """The run that shows how an artifact was made: of this record, or the oldest finished one anywhere."""
     if key in book.children:
         return book.children[key]
     if key not in book.makers:
-        experiments = [experiment.experiment_id for experiment in book.client.search_experiments()]
-        found = book.client.search_runs(
-            experiments, f"tags.`{KEY}` = '{key}'", max_results=1, order_by=["start_time ASC"]
-        )
-        book.makers[key] = found[0] if found else None
+        book.makers[key] = next(iter(runs_anywhere(book.client, made(key))), None)
     return book.makers[key]
+
+
+def runs_anywhere(client: MlflowClient, clause: str) -> list[Run]:
+    """The runs of every experiment that a clause finds, oldest first."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, clause, order_by=["start_time ASC"]))
 
 
 def send_points(book: Book, child: Run, stage: StageRecord) -> None:

@@ -31,8 +31,9 @@ def mirror_stage(book: Book, number: int, stage: StageRecord) -> None:
     if stage.status in ("built", "reused"):
         _show(book, child, stage)
         end(book, child, "FINISHED", stage.finished_ms)
-    else:
-        end(book, child, "FAILED" if stage.status == "failed" else "RUNNING", stage.finished_ms)
+    elif stage.status != "pending" or child.info.status == "RUNNING":
+        ended = {"failed": "FAILED", "running": "RUNNING", "pending": "KILLED"}
+        end(book, child, ended[stage.status], stage.finished_ms)
 
 
 def _show(book: Book, child: Run, stage: StageRecord) -> None:

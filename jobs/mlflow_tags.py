@@ -17,6 +17,8 @@ SOURCES = "gristmill.sources"
 """JSON `[{"name", "uri", "digest", "files": {place: BLAKE3}}]` of what a stage read from outside."""
 COMMIT, DIRTY = "commit", "dirty"
 REUSED_FROM = "gristmill.reused_from"
+TRIED = "gristmill.tried"
+"""The key of what a trial of a search made. It is no KEY: a trial does not say what its artifact was made from."""
 REGISTERED = "gristmill.registered"
 PROMOTED_AT, PROMOTED_FROM, GATES, ROLLED_BACK_AT = (
     f"gristmill.{word}" for word in ("promoted_at", "promoted_from", "gates", "rolled_back_at")
@@ -27,6 +29,11 @@ NOTE = "mlflow.note.content"
 
 LONGEST_TAG, LONGEST_PARAM = 8000, 6000
 """Characters. MLflow cuts what is longer."""
+
+
+def made(key: str) -> str:
+    """What finds the runs that show how an artifact was made: finished ones, which so have every tag of the chain."""
+    return f"tags.`{KEY}` = '{key}' AND tags.`{DIGEST}` LIKE '%' AND attributes.status = 'FINISHED'"
 
 
 def params_of(kind: str, recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -236,8 +236,11 @@ def _try_lock(home: Path, run: str) -> FileLock | None:
 
 def is_live(home: Path, run: str) -> bool:
     """Whether a process holds this run now. The kernel lets go of a dead holder's lock."""
+    lock = folder(home, run) / LOCK
+    if not lock.exists():
+        return False
     try:
-        with FileLock(folder(home, run) / LOCK).acquire(timeout=0):
+        with FileLock(lock).acquire(timeout=0):
             return False
     except Timeout:
         return True

@@ -21,7 +21,7 @@ from rich.table import Table
 from jobs.home import home
 from jobs.launch_ray import RayOptions, connected, on_ray
 from jobs.mlflow_client import alone, connect, quiet, reaching
-from jobs.mlflow_tags import KEY, PLAN, STAGE
+from jobs.mlflow_tags import PLAN, STAGE, TRIED
 from jobs.run import open_config, tracking_uri
 from jobs.search_space import OneOf, Space, parse, usual
 from pipeline.assemble import Branch, Classifier
@@ -274,7 +274,7 @@ def _log(name: str, search: Search, trials: Sequence[Trial], uri: str) -> str:
         number = experiment_named(client, home(), name).experiment_id
         parent = client.create_run(number, tags={STAGE: "tune", PLAN: plan}, run_name=f"tune {search.task or name}")
         for trial in trials:
-            tags = {"mlflow.parentRunId": parent.info.run_id, STAGE: "tune-trial", KEY: trial.key}
+            tags = {"mlflow.parentRunId": parent.info.run_id, STAGE: "tune-trial", TRIED: trial.key}
             child = client.create_run(number, tags=tags, run_name=f"trial-{trial.number + 1:03d}")
             for key, value in trial.settings.items():
                 client.log_param(child.info.run_id, key, value)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from jobs.cost import cost
+from jobs.lineage import lineage
 from jobs.mlflow_client import connect
 from jobs.record import open_record
 from jobs.track_mlflow import Mirror, sync
-from pipeline.errors import UsageError
+from pipeline.errors import Preempted, UsageError
 from pipeline.publish import MANIFEST
 from pipeline.store import Store
 from pipeline.tracking import Journal, read_journal, system_path
@@ -127,6 +128,57 @@ def test_a_run_that_was_killed_is_shown_as_killed(home: Path, uri: str) -> None:
     opened.release()  # as the kernel does for a dead process
     sync(home, opened.record.run, uri)
     assert {run["status"] for run in everything_in(home)["runs"]} == {"KILLED"}
+
+
+@pytest.mark.parametrize("ended", [KeyboardInterrupt, Preempted, RuntimeError])
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_a_run_that_was_broken_off_shows_its_last_points(
+    home: Path, uri: str, ended: type[BaseException], seen_before: bool
+) -> None:
+    stages = [("pretrain", "pretrain"), ("export", "export")]
+    opened = open_record(home, "toy", "p", stages=stages, params={})
+
+    def work() -> None:
+        with opened:
+            opened.started("pretrain", "k1")
+            journal = Journal(Store(home).journal("pretrain", "k1"))
+            journal.append({"loss": 2.0}, step=0)
+            if seen_before:
+                sync(home, opened.record.run, uri)
+            journal.append({"loss": 1.0}, step=1)
+            journal.close()
+            opened.started("export", "k2")
+            raise ended
+
+    with pytest.raises(ended):
+        work()
+    sync(home, opened.record.run, uri)
+    shown = child_named(home, "1-pretrain")
+    assert shown["points"]["loss"] == journal_points(home, "pretrain", "k1", "loss")
+    assert len(shown["points"]["loss"]) == 2
+    assert shown["status"] == ("FAILED" if ended is RuntimeError else "KILLED")
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "KILLED", "RUNNING"])
+def test_a_run_that_only_names_an_artifact_is_not_taken_for_the_one_that_made_it(
+    home: Path, uri: str, run_toy: Run, status: str
+) -> None:
+    unseen, client = run_toy(), connect(uri)
+    tags = {"gristmill.key": str(unseen.stage("pretrain").key), "gristmill.run": "a-dead-one"}
+    other = client.create_run(client.create_experiment("toy", home.as_uri()), tags=tags)
+    client.update_run(other.info.run_id, status)
+    sync(home, run_toy(toy_with_export(), "another", "clf").run, uri)
+    assert [stage.stage for stage in lineage("clf", home, uri).stages] == ["export", "pretrain", "corpus"]
+
+
+def test_a_stage_that_two_live_runs_need_is_shown_by_one(home: Path, uri: str) -> None:
+    stages = [("pretrain", "pretrain")]
+    first, second = (open_record(home, "toy", plan, stages=stages, params={}) for plan in ("one", "another"))
+    with first, second:
+        for opened in (first, second):
+            opened.started("pretrain", "k1")
+            sync(home, opened.record.run, uri)
+        assert child_named(home, "1-pretrain")["tags"]["gristmill.run"] == first.record.run
 
 
 def test_a_reused_stage_points_to_the_run_that_made_it(home: Path, uri: str, run_toy: Run) -> None:
