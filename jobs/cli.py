@@ -147,15 +147,21 @@ def sync(
     *,
     json_: Json = False,
 ) -> None:
-    """Bring MLflow in line with the records on disk, after an outage. Without a name: every run."""
+    """Bring MLflow in line with the records on disk, after an outage. Without a name: every run, the oldest first."""
     from jobs.home import home
-    from jobs.use import sync_runs
+    from jobs.run import tracking_uri
+    from jobs.track_mlflow import sync_all
+    from pipeline.errors import EnvironmentProblem
 
-    rows = sync_runs(home(), run)
+    rows = sync_all(home(), tracking_uri(), run)
+    failed = [f"{row['run']}: {row['error']}" for row in rows if "error" in row]
     if json_:
         emit(rows)
     for row in () if json_ else rows:
-        sys.stdout.write(f"{row['run']}: in line with {row['tracking_uri']}\n")
+        if "error" not in row:
+            sys.stdout.write(f"{row['run']}: in line with {row['tracking_uri']}\n")
+    if failed:
+        raise EnvironmentProblem("\n".join(failed))
 
 
 cli_cluster.register(app)

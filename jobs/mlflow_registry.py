@@ -1,7 +1,7 @@
 """The registry: one version for each exported classifier, carrying the chain of artifacts it was made from."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from jobs.mlflow_models import find_model, is_export
 from jobs.mlflow_notes import chain_note, registered_note
-from jobs.mlflow_runs import Book, set_tags
+from jobs.mlflow_runs import Book, runs_anywhere, set_tags
 from jobs.mlflow_tags import CANDIDATE, CHAMPION, COMMIT, DIRTY, KEY, REGISTERED, RUN
 from jobs.record import StageRecord
 from pipeline.ancestry import Link, chain
@@ -17,16 +17,16 @@ from pipeline.ancestry import Link, chain
 LONGEST_DESCRIPTION = 5000
 
 
-def register(book: Book) -> list[ModelVersion]:
-    """A version for every exported classifier of a record that asks for them.
+def register(book: Book) -> dict[str, ModelVersion]:
+    """A version for every exported classifier of a record that asks for them, by export stage.
 
-    A record proposes its version as `candidate` once: sending it again later takes the alias from nobody. What is the
-    champion already is not proposed.
+    A record proposes its version as `candidate` once, and not where a run that ended after the export has registered
+    one: sending it again later takes the alias from nobody. What is the champion already is not proposed.
     """
     if not book.record.register_name:
-        return []
+        return {}
     exports = [link for stage in book.record.stages if (link := _export(book, stage))]
-    return [_register_one(book, name, link) for name, link in _named(book, exports)]
+    return {stage.name: _register_one(book, _named(book, stage), stage, link) for stage, link in exports}
 
 
 def _export(book: Book, stage: StageRecord) -> tuple[StageRecord, Link] | None:
@@ -36,26 +36,33 @@ def _export(book: Book, stage: StageRecord) -> tuple[StageRecord, Link] | None:
     return stage, Link(stage.kind, str(stage.key), manifest)
 
 
-def _named(book: Book, exports: list[tuple[StageRecord, Link]]) -> Iterator[tuple[str, Link]]:
+def _named(book: Book, stage: StageRecord) -> str:
     """The name that was given; else the record's, to which each of several tasks adds its label."""
-    for stage, link in exports:
-        several = sum(other.kind == stage.kind for other in book.record.stages) > 1
-        label = stage.name.removeprefix(stage.kind) if several else ""
-        yield book.record.register_names.get(stage.name, f"{book.record.register_name}{label}"), link
+    several = sum(other.kind == stage.kind for other in book.record.stages) > 1
+    label = stage.name.removeprefix(stage.kind) if several else ""
+    return book.record.register_names.get(stage.name, f"{book.record.register_name}{label}")
 
 
-def _register_one(book: Book, name: str, export: Link) -> ModelVersion:
+def _register_one(book: Book, name: str, stage: StageRecord, export: Link) -> ModelVersion:
     model = find_model(book, export.key)
     assert model is not None, "an export is logged before it is registered"
     version = _find_version(book, name, export.key) or _create_version(book, name, export, model)
     _name_versions(book, model, version)
     tag = f"{REGISTERED}.{name}"
     if book.parent.data.tags.get(tag) != str(version.version):
-        champion = book.client.get_registered_model(name).aliases.get(CHAMPION)
-        if str(champion) != str(version.version):
+        if _is_news(book, version, stage, tag):
             book.client.set_registered_model_alias(name, CANDIDATE, str(version.version))
         set_tags(book.client, book.parent.info.run_id, {tag: str(version.version)})
     return version
+
+
+def _is_news(book: Book, version: ModelVersion, stage: StageRecord, tag: str) -> bool:
+    """Whether a version is not the champion, and no run that ended after the export has registered."""
+    champion = book.client.get_registered_model(version.name).aliases.get(CHAMPION)
+    if str(champion) == str(version.version):
+        return False
+    assert stage.finished_ms is not None, "a stage that is there has ended"
+    return not runs_anywhere(book.client, f"tags.`{tag}` LIKE '%' AND attributes.end_time > {stage.finished_ms}")
 
 
 def _find_version(book: Book, name: str, key: str) -> ModelVersion | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +90,12 @@ def run(
         result: dict[str, Any] = {"name": config.name, "run": name} | _result(graph, store, built)
         record.finish("succeeded", result)
         mirrored = mirror.finish(MIRROR_SECONDS)
-        result |= _tracked(mirrored, uri) | _promoted(config, mirrored, store.home, uri)
-        registered = mirrored.model_uris if mirrored else ()  # none where the tracker could not be reached
-        for task, model_uri in zip(result.get("tasks", {}).values(), registered, strict=False):
-            task["model_uri"] = model_uri
+        registered = mirrored.model_uris if mirrored else {}  # none where the tracker could not be reached
+        result |= _tracked(mirrored, uri) | _promoted(opened, registered, uri)
+        for name, task in result.get("tasks", {}).items():
+            export = graph.branches[name].export
+            if export and export.name in registered:
+                task["model_uri"] = registered[export.name]
         ended = time.monotonic()
         result |= {"wall_seconds": round(ended - times.began, 2), "seconds": times.split(handed_over, ended)}
         record.finish("succeeded", result)
@@ -231,14 +232,17 @@ def _tracked(mirrored: Mirrored | None, uri: str) -> dict[str, Any]:
     }
 
 
-def _promoted(config: PipelineConfig, mirrored: Mirrored | None, home: Path, uri: str) -> dict[str, Any]:
-    """What became of the promotions that the config asks for; models are registered in the order of the tasks."""
-    wanted = [task.register.promote or config.register.promote for task in config.all_tasks.values()]
-    if config.export is None or not any(wanted):
+def _promoted(opened: Opened, registered: Mapping[str, str], uri: str) -> dict[str, Any]:
+    """What became of the promotions that the config asks for; `registered` is what there is, by export stage."""
+    config, branches = opened.config, opened.graph.branches
+    wanted = [name for name, task in config.all_tasks.items() if task.register.promote or config.register.promote]
+    exports = [export.name for name in wanted if (export := branches[name].export)]
+    if not exports:
         return {}
     from jobs.promote import promote_after_run
 
-    return {"promotions": promote_after_run(list(compress(mirrored.model_uris if mirrored else (), wanted)), home, uri)}
+    model_uris = [registered[export] for export in exports if export in registered]
+    return {"promotions": promote_after_run(model_uris, opened.store.home, uri)}
 
 
 def failed(error: BaseException, seconds: float) -> Mapping[str, Any]:

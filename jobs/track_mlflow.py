@@ -6,35 +6,39 @@ Nothing a run needs is read from MLflow, so it may be slow, wrong or away; what 
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from jobs.mlflow_client import CLASSIC_VIEW, alone, connect, reaching
 from jobs.mlflow_points import unsent
-from jobs.record import load, without_password
-from pipeline.errors import EnvironmentProblem
+from jobs.record import list_records, load, without_password
+from pipeline.errors import EnvironmentProblem, UsageError
 
 log = logging.getLogger("gristmill")
+
+REDACTED = ":***@"
+"""In a recorded URI; the environment then has the real one."""
 
 
 @dataclass(frozen=True)
 class Mirrored:
     """Where a run is seen in MLflow. `url` is None where no server serves the store; `gristmill ui` starts one.
 
-    `model_uris` are `models:/NAME/VERSION`, one for each classifier that the run exported.
+    `model_uris` are `models:/NAME/VERSION`, by the export stage of each classifier.
     """
 
     run_id: str
     experiment_id: str
-    model_uris: tuple[str, ...] = ()
+    model_uris: Mapping[str, str] = field(default_factory=dict)
     url: str | None = None
 
     @property
     def model_uri(self) -> str | None:
         """The model of the run, or the last of several."""
-        return self.model_uris[-1] if self.model_uris else None
+        return list(self.model_uris.values())[-1] if self.model_uris else None
 
 
 def sync(home: Path, run: str, uri: str) -> Mirrored:
@@ -60,9 +64,30 @@ def sync(home: Path, run: str, uri: str) -> Mirrored:
     return Mirrored(
         run_id,
         experiment_id,
-        tuple(f"models:/{version.name}/{version.version}" for version in versions),
+        {stage: f"models:/{version.name}/{version.version}" for stage, version in versions.items()},
         run_url(uri, experiment_id, run_id),
     )
+
+
+def sync_all(home: Path, uri: str, run: str | None = None) -> list[dict[str, Any]]:
+    """Mirror one run, or every run, the oldest first, to the tracking server it was made with.
+
+    `uri` is for those whose own is not known or had a password. A row a run: `{"run", "tracking_uri"}` and
+    "mlflow_run_id", or "error" where that server cannot be reached, which keeps no other run from its own.
+    """
+    records = [record for record in reversed(list_records(home)) if run in (None, record.run)]
+    if run and not records:
+        raise UsageError(f"{run!r} is no run of {home.resolve()}")
+    kept = {record.run: record.tracking_uri for record in records}
+    own = {name: uri if not known or REDACTED in known else known for name, known in kept.items()}
+    return [{"run": name, "tracking_uri": without_password(to), **_told(home, name, to)} for name, to in own.items()]
+
+
+def _told(home: Path, run: str, uri: str) -> dict[str, str]:
+    try:
+        return {"mlflow_run_id": sync(home, run, uri).run_id}
+    except EnvironmentProblem as problem:
+        return {"error": str(problem)}
 
 
 def run_url(uri: str, experiment_id: str, run_id: str) -> str | None:

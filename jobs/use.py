@@ -1,4 +1,4 @@
-"""Models at work: label texts, continue prompts, and bring trackers up to date."""
+"""Models at work: label texts, and continue prompts."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,6 @@ NO_LABEL = "\N{EN DASH}"
 
 BASES = ("pretrain", "importmodel")
 """Kinds of stages that make a language model."""
-
-REDACTED = ":***@"
-"""In a recorded URI; the environment then has the real one."""
 
 
 def predict(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -153,20 +150,3 @@ def _base_of_pipeline(name: str) -> Path:
     raise UsageError(
         f"{name!r} is no folder, and no pipeline of that name has a pretrained model in {home().resolve()}; {there}"
     )
-
-
-def sync_runs(where: Path, run: str | None) -> list[dict[str, Any]]:
-    """Mirror one run, or every run, to the tracking server it was made with."""
-    from jobs.record import list_records
-    from jobs.track_mlflow import sync
-
-    records = [record for record in list_records(where) if run in (None, record.run)]
-    if run and not records:
-        raise UsageError(f"{run!r} is no run of {where.resolve()}")
-    rows = []
-    for record in records:
-        kept = record.tracking_uri
-        uri = tracking_uri() if not kept or REDACTED in kept else kept
-        mirrored = sync(where, record.run, uri)
-        rows.append({"run": record.run, "tracking_uri": uri, "mlflow_run_id": mirrored.run_id})
-    return rows

@@ -13,7 +13,7 @@ from jobs.cost import cost
 from jobs.lineage import lineage
 from jobs.mlflow_client import connect
 from jobs.record import open_record
-from jobs.track_mlflow import Mirror, sync
+from jobs.track_mlflow import Mirror, sync, sync_all
 from pipeline.errors import Preempted, UsageError
 from pipeline.publish import MANIFEST
 from pipeline.store import Store
@@ -244,6 +244,24 @@ def test_one_version_for_each_export_and_the_newest_run_proposes_its_own(home: P
     assert str(client.get_model_version_by_alias("clf", "candidate").version) == "1", "an old run takes no alias back"
 
 
+def test_runs_that_are_sent_late_become_versions_in_their_order_and_the_newest_is_the_candidate(
+    home: Path, uri: str, run_toy: Run
+) -> None:
+    runs = [run_toy(toy_with_export(seed=seed), f"p{seed}", "clf").run for seed in range(3)]
+    rows = sync_all(home, uri)
+    assert [row["run"] for row in rows] == runs
+    client = connect(uri)
+    versions = {str(v.version): v.tags["gristmill.run"] for v in client.search_model_versions("name = 'clf'")}
+    assert versions == dict(zip("123", runs, strict=True))
+    assert str(client.get_model_version_by_alias("clf", "candidate").version) == "3"
+
+
+def test_an_older_run_that_is_sent_after_a_newer_one_proposes_nothing(home: Path, uri: str, run_toy: Run) -> None:
+    older, newer = (run_toy(toy_with_export(seed=seed), f"p{seed}", "clf").run for seed in range(2))
+    assert [sync(home, run, uri).model_uri for run in (newer, older)] == ["models:/clf/1", "models:/clf/2"]
+    assert str(connect(uri).get_model_version_by_alias("clf", "candidate").version) == "1"
+
+
 def test_a_version_tells_where_it_comes_from(home: Path, uri: str, run_toy: Run) -> None:
     record = run_toy(toy_with_export(), register_name="clf")
     sync(home, record.run, uri)
@@ -334,8 +352,18 @@ def test_each_task_of_a_pipeline_has_a_name_of_its_own(home: Path, uri: str, run
     targets = [
         Export(base=Pretrain(corpus=Corpus()), seed=seed, label=label) for seed, label in enumerate(("tone", "topic"))
     ]
-    sync(home, run_toy(targets, register_name="clf").run, uri)
+    mirrored = sync(home, run_toy(targets, register_name="clf").run, uri)
+    assert mirrored.model_uris == {"export-tone": "models:/clf-tone/1", "export-topic": "models:/clf-topic/1"}
     assert sorted(everything_in(home)["aliases"]) == ["clf-tone", "clf-topic"]
+
+
+def test_a_task_whose_export_cannot_be_shown_leaves_the_others_their_models(home: Path, uri: str, run_toy: Run) -> None:
+    targets = [
+        Export(base=Pretrain(corpus=Corpus()), seed=seed, label=label) for seed, label in enumerate(("tone", "topic"))
+    ]
+    record = run_toy(targets, register_name="clf")
+    shutil.rmtree(Store(home).path("export", str(record.stage("export-tone").key)))
+    assert sync(home, record.run, uri).model_uris == {"export-topic": "models:/clf-topic/1"}
 
 
 def test_a_deleted_artifact_stops_nothing(home: Path, uri: str, run_toy: Run) -> None:

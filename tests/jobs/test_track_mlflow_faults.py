@@ -21,11 +21,13 @@ import pytest
 
 from jobs.mlflow_client import connect
 from jobs.mlflow_points import unsent
-from jobs.track_mlflow import Mirror, sync
+from jobs.record import open_record
+from jobs.track_mlflow import Mirror, sync, sync_all
 from jobs.ui import command, environment, stop
 from pipeline.errors import EnvironmentProblem
 from pipeline.identity import knob
 from pipeline.stage import Context
+from tests.jobs.commands import gristmill
 from tests.jobs.conftest import Corpus, Export, Pretrain, Run, run_in
 from tests.jobs.mlflow_seen import (
     child_named,
@@ -261,6 +263,21 @@ def free_port() -> tuple[int, str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return port, f"http://127.0.0.1:{port}"
+
+
+def test_a_dead_server_of_one_run_keeps_no_other_from_its_own(
+    home: Path, uri: str, refusing_uri: str, run_toy: Run
+) -> None:
+    with open_record(home, "toy", "p", stages=[], params={}, tracking_uri=refusing_uri) as dead:
+        dead.finish("succeeded")
+    record = run_toy()
+    failed, reached = sync_all(home, uri)
+    assert (failed["run"], failed["tracking_uri"]) == (dead.record.run, refusing_uri)
+    assert failed["error"].startswith(f"MLflow at {refusing_uri}")
+    assert (reached["run"], set(reached)) == (record.run, {"run", "tracking_uri", "mlflow_run_id"})
+    told = gristmill(home, "sync")
+    assert (told.returncode, told.stdout) == (3, f"{record.run}: in line with {uri}\n")
+    assert told.stderr.startswith(f"{dead.record.run}: MLflow at {refusing_uri}")
 
 
 def test_a_server_that_refuses_is_an_environment_problem(home: Path, refusing_uri: str, run_toy: Run) -> None:
