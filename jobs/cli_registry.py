@@ -72,7 +72,8 @@ def promote(
 
     * `gristmill promote quickstart`
     * `gristmill promote quickstart --version 3 --min-macro-f1 0.8`
-    * `gristmill promote quickstart --rollback`: the previous champion is champion again
+    * `gristmill promote quickstart --rollback`: the previous champion is champion again; the one it replaces is
+      proposed by no run any more, and promoted by `--version` alone
 
     The gates: macro-F1 on its test split is at least --min-macro-f1; it is above that of the baseline, TF-IDF with
     logistic regression; and it is not worse than the champion's on the same texts, by a paired bootstrap: the 95 %

@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from jobs.mlflow_models import find_model, is_export
 from jobs.mlflow_notes import chain_note, registered_note
 from jobs.mlflow_runs import Book, runs_anywhere, set_tags
-from jobs.mlflow_tags import CANDIDATE, CHAMPION, COMMIT, DIRTY, KEY, REGISTERED, RUN
+from jobs.mlflow_tags import CANDIDATE, CHAMPION, COMMIT, DIRTY, KEY, REGISTERED, RUN, is_set_aside
 from jobs.record import StageRecord
 from pipeline.ancestry import Link, chain
 
@@ -21,7 +21,8 @@ def register(book: Book) -> dict[str, ModelVersion]:
     """A version for every exported classifier of a record that asks for them, by export stage.
 
     A record proposes its version as `candidate` once, and not where a run that ended after the export has registered
-    one: sending it again later takes the alias from nobody. What is the champion already is not proposed.
+    one: sending it again later takes the alias from nobody. What is the champion already is not
+    proposed, nor what was rolled back.
     """
     if not book.record.register_name:
         return {}
@@ -57,9 +58,9 @@ def _register_one(book: Book, name: str, stage: StageRecord, export: Link) -> Mo
 
 
 def _is_news(book: Book, version: ModelVersion, stage: StageRecord, tag: str) -> bool:
-    """Whether a version is not the champion, and no run that ended after the export has registered."""
+    """Whether a version is neither champion nor set aside, and no run that ended after the export has registered."""
     champion = book.client.get_registered_model(version.name).aliases.get(CHAMPION)
-    if str(champion) == str(version.version):
+    if str(champion) == str(version.version) or is_set_aside(version.tags):
         return False
     assert stage.finished_ms is not None, "a stage that is there has ended"
     return not runs_anywhere(book.client, f"tags.`{tag}` LIKE '%' AND attributes.end_time > {stage.finished_ms}")

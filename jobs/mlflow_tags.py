@@ -36,6 +36,12 @@ def made(key: str) -> str:
     return f"tags.`{KEY}` = '{key}' AND tags.`{DIGEST}` LIKE '%' AND attributes.status = 'FINISHED'"
 
 
+def is_set_aside(tags: Mapping[str, str]) -> bool:
+    """Whether a version was rolled back, and not promoted again since."""
+    rolled_back = tags.get(ROLLED_BACK_AT)
+    return rolled_back is not None and rolled_back >= tags.get(PROMOTED_AT, rolled_back)
+
+
 def params_of(kind: str, recipe: Mapping[str, Any]) -> dict[str, str]:
     """The settings in a stage's recipe as MLflow's params, named as in a config: `pretrain.lr`, `model.d_model`.
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.lineage import Lineage, of_version
 from jobs.mlflow_client import alone, connect, reaching
-from jobs.mlflow_tags import CANDIDATE, CHAMPION, GATES, PREVIOUS, PROMOTED_AT, PROMOTED_FROM, ROLLED_BACK_AT
+from jobs.mlflow_tags import (
+    CANDIDATE,
+    CHAMPION,
+    GATES,
+    PREVIOUS,
+    PROMOTED_AT,
+    PROMOTED_FROM,
+    ROLLED_BACK_AT,
+    is_set_aside,
+)
 from jobs.models import version_of
 from pipeline.errors import DataError, EnvironmentProblem, GristmillError, UsageError
 
@@ -211,7 +220,8 @@ def _drop(client: "MlflowClient", name: str, alias: str, version: str) -> None:
 
 
 def roll_back(name: str, home: Path, uri: str) -> Promotion:
-    """Make the previous champion the champion again. The one it replaces keeps its tags, and gets one more.
+    """Make the previous champion the champion again. The one it replaces keeps its tags, and gets one more: runs that
+    make it again neither propose nor promote it; `promote_version` may.
 
     Raises UsageError where there is no previous one.
     """
@@ -248,6 +258,9 @@ def promote_after_run(model_uris: Sequence[str], home: Path, uri: str) -> list[d
 def _promote_one(model_uri: str, home: Path, uri: str) -> dict[str, Any]:
     name, version = model_uri.removeprefix("models:/").rsplit("/", 1)
     try:
+        if _is_set_aside(model_uri, home, uri):
+            by_hand = f"gristmill promote {name} --version {version}"
+            raise UsageError(f"{name} version {version} was rolled back. To promote it all the same: {by_hand}")
         done = promote_version(Wanted(name=name, version=version), home, uri)
     except GristmillError as problem:
         return {"model": name, "version": version, **_not_promoted(str(problem))}
@@ -256,6 +269,11 @@ def _promote_one(model_uri: str, home: Path, uri: str) -> dict[str, Any]:
         return done.to_json() | _not_promoted(f"{name} version {version}: {reasons}")
     log.info("%s", done.summary)
     return done.to_json()
+
+
+def _is_set_aside(model_uri: str, home: Path, uri: str) -> bool:
+    with reaching(uri), alone(home):
+        return is_set_aside(version_of(connect(uri), model_uri).tags)
 
 
 def _not_promoted(reason: str) -> dict[str, Any]:

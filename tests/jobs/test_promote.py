@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from jobs.mlflow_client import connect, default_uri
+from jobs.mlflow_tags import is_set_aside
 from jobs.promote import Gate, Promotion, Wanted, move_aliases, promote_after_run, promote_version, roll_back
 from jobs.track_mlflow import sync
 from pipeline.classify import tokenize
@@ -227,6 +228,29 @@ def test_a_rollback_puts_the_previous_champion_back(home: Path, uri: str) -> Non
     assert (done.version, done.previous) == ("1", "2")
     assert aliases(home) == {"champion": "1"}
     assert "gristmill.rolled_back_at" in connect(uri).get_model_version("clf", "2").tags
+
+
+def test_what_was_rolled_back_comes_back_only_when_it_is_asked_for(home: Path, uri: str) -> None:
+    register(home, 0.7)
+    promote(home)
+    register(home, 0.8)
+    move_aliases(connect(uri), "clf", "2", "1", GATES)
+    roll_back("clf", home, uri)
+    base = Pretrain(corpus=Corpus(), steps=2)
+    same = ScoredExport(base=base, evaluation=Evaluate(classifier=base, ours=0.8))
+    again = sync(home, run_in(home, [same], "another plan", "clf").run, uri)
+    assert again.model_uri == "models:/clf/2"
+    assert aliases(home) == {"champion": "1"}
+    (refused,) = promote_after_run(["models:/clf/2"], home, uri)
+    assert not refused["promoted"]
+    assert "was rolled back. To promote it all the same: gristmill promote clf --version 2" in refused["summary"]
+    connect(uri).delete_registered_model_alias("clf", "champion")  # or the two would be compared on texts
+    assert promote(home, version="2").promoted
+    since = {
+        "gristmill.rolled_back_at": "2026-01-01T00:00:00+00:00",
+        "gristmill.promoted_at": "2026-01-02T00:00:00+00:00",
+    }
+    assert not is_set_aside(since)
 
 
 def test_a_run_that_may_not_promote_says_so_and_goes_on(home: Path, uri: str, caplog: pytest.LogCaptureFixture) -> None:
