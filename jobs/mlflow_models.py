@@ -1,5 +1,6 @@
 """Models in MLflow: a base model by reference, an exported classifier in full, each made once for its artifact key."""
 
+import re
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.exceptions import MlflowException
 
 from jobs import pyfunc_classifier
 from jobs.mlflow_runs import Book
 from jobs.mlflow_tags import DIGEST, KEY, STAGE, URI
 from jobs.record import StageRecord
+from pipeline.ancestry import Link
 from pipeline.publish import MANIFEST, Manifest
 from pipeline.store import Store
 
@@ -20,6 +23,9 @@ REQUIREMENTS = {
     "model.onnx": ("mlflow", "onnxruntime", "tokenizers", "numpy", "pandas"),
 }
 """By a file that only one export format has: what serving it needs. Inferring this would take MLflow a minute."""
+
+
+MODEL_ID = re.compile(r"^model_id: (\S+)$", re.MULTILINE)
 
 
 def is_export(manifest: Manifest) -> bool:
@@ -48,6 +54,25 @@ def find_model(book: Book, key: str) -> LoggedModel | None:
         experiments, f"tags.`{KEY}` = '{key}'", max_results=1, order_by=oldest_first
     )
     return found[0] if found else None
+
+
+def started_from(book: Book, link: Link) -> LoggedModel | None:
+    """The registered classifier that a stage took its weights from: where MLflow put the files, it also says whose."""
+    if "model" not in link.notes:
+        return None
+    cards = [Path(source["source"]).parent.parent / "MLmodel" for source in link.sources]
+    ids = [MODEL_ID.search(card.read_text()) for card in cards if card.is_file()]
+    found = [_logged(book, told[1]) for told in ids if told]
+    return next((model for model in found if model and KEY in model.tags), None)
+
+
+def _logged(book: Book, model_id: str) -> LoggedModel | None:
+    try:
+        return book.client.get_logged_model(model_id)
+    except MlflowException as error:  # deleted since, or of another server
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    return None
 
 
 def mirror_model(book: Book, child: Run, stage: StageRecord, manifest: Manifest) -> LoggedModel:

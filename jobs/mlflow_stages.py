@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Run
 
-from jobs.mlflow_models import find_model, mirror_model, model_ancestors
+from jobs.mlflow_models import find_model, mirror_model, model_ancestors, started_from
 from jobs.mlflow_notes import stage_note
 from jobs.mlflow_runs import Book, child_for, end, log_metrics, log_params, made_by, numbers, send_points, set_tags
-from jobs.mlflow_tags import DIGEST, INPUTS, NOTE, SOURCES, URI, params_of, sources_text
+from jobs.mlflow_tags import DIGEST, INPUTS, KEY, NOTE, SOURCES, URI, params_of, sources_text
 from jobs.record import StageRecord
 from pipeline.ancestry import Link
 from pipeline.publish import MANIFEST, Manifest
@@ -48,7 +48,7 @@ def _show(book: Book, child: Run, stage: StageRecord) -> None:
     log_metrics(book.client, child.info.run_id, _summary(artifact, notes))
     _link_datasets(book, child, notes)
     _upload_files(book, child, artifact, notes)
-    _link_models(book, child, manifest)
+    _link_models(book, child, link)
     if "model" in notes:
         model = mirror_model(book, child, stage, manifest)
         if NOTE not in model.tags:
@@ -64,13 +64,19 @@ def _describe(book: Book, child: Run, link: Link) -> None:
         **made_by(book.record),  # by the attempt that finished it
         DIGEST: link.manifest.digest,
         URI: book.store.path(link.kind, link.key).resolve().as_uri(),
-        INPUTS: json.dumps(meta.get("input_keys", {})),
+        INPUTS: json.dumps({**meta.get("input_keys", {}), **_start(book, link)}),
         NOTE: stage_note(book, link),
     }
     if link.sources:
         tags[SOURCES] = sources_text(link.sources, recipe.get("sources", {}))
     log_params(book.client, child, params_of(link.kind, recipe))
     set_tags(book.client, child.info.run_id, tags)
+
+
+def _start(book: Book, link: Link) -> dict[str, dict[str, str]]:
+    """The registered classifier that a stage began with, as one more artifact that it used."""
+    model = started_from(book, link)
+    return {"init_from": {"kind": "export", "key": model.tags[KEY], "digest": model.tags[DIGEST]}} if model else {}
 
 
 def _summary(artifact: Path, notes: Mapping[str, Any]) -> list[Metric]:
@@ -112,11 +118,12 @@ def _upload_files(book: Book, child: Run, artifact: Path, notes: Mapping[str, An
         book.client.log_artifact(child.info.run_id, str(artifact / name), None if folder == "." else folder)
 
 
-def _link_models(book: Book, child: Run, manifest: Manifest) -> None:
+def _link_models(book: Book, child: Run, link: Link) -> None:
     """The models this stage started from become inputs of its run."""
     inputs = book.client.get_run(child.info.run_id).inputs
     linked = {model.model_id for model in (inputs.model_inputs if inputs else [])}
-    found = [find_model(book, key) for key in model_ancestors(book.store, manifest)]
+    upstream = [find_model(book, key) for key in model_ancestors(book.store, link.manifest)]
+    found = [*upstream, started_from(book, link)]
     new = [LoggedModelInput(model.model_id) for model in found if model and model.model_id not in linked]
     if new:
         book.client.log_inputs(child.info.run_id, models=new)

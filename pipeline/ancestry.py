@@ -23,7 +23,8 @@ class Link:
     @property
     def sources(self) -> list[dict[str, str]]:
         """`[{"name", "source", "digest", "context"}]` of what was read from outside the store; empty for most kinds."""
-        return [] if self.manifest.meta.get("input_keys") else self.notes.get("datasets", [])
+        is_raw = self.manifest.meta.get("recipe", {}).get("sources") or not self.manifest.meta.get("input_keys")
+        return self.notes.get("datasets", []) if is_raw else []
 
 
 def chain(store: Store, roots: Iterable[tuple[str, str]]) -> list[Link]:

@@ -13,6 +13,7 @@ from model.interchange import read_body, read_config
 from pipeline import sources
 from pipeline.errors import DataError
 from pipeline.identity import knob
+from pipeline.publish import combined
 from pipeline.stage import Context, Stage
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.tokens import load_tokenizer
@@ -37,6 +38,11 @@ class ImportTokenizer(Stage[TokenizerFile]):
     folder: str = knob()
 
     def sources(self) -> Mapping[str, str]:
+        if not (Path(self.folder) / TOKENIZER_FILES[0]).is_file():
+            raise DataError(
+                f"init_from={self.folder}: holds no {TOKENIZER_FILES[0]}. A fast tokenizer writes it: "
+                f"transformers.AutoTokenizer.from_pretrained({self.folder!r}).save_pretrained({self.folder!r})"
+            )
         return sources.folder_digests(self.folder, TOKENIZER_FILES)
 
     def run(self, ctx: Context) -> None:
@@ -51,6 +57,7 @@ class ImportTokenizer(Stage[TokenizerFile]):
         ctx.notes["metrics"] = {"vocab_size": float(tokenizer.get_vocab_size())}
         ctx.notes["headline"] = f"{tokenizer.get_vocab_size():,} tokens of {Path(self.folder).name}"
         ctx.notes["files"] = ["tokenizer.json"]
+        ctx.notes["datasets"] = [_described(self.folder, self.sources())]
 
     def load(self, path: Path) -> TokenizerFile:
         return TokenizerFile(path)
@@ -84,9 +91,15 @@ class ImportModel(Stage[LanguageModelFiles]):
         ctx.notes["metrics"] = {"parameters": float(size)}
         ctx.notes["headline"] = f"{size:,} parameters of {Path(self.folder).name}"
         ctx.notes["model"] = {"role": "base"}
+        ctx.notes["datasets"] = [_described(self.folder, self.sources())]
 
     def load(self, path: Path) -> LanguageModelFiles:
         return LanguageModelFiles(path)
+
+
+def _described(folder: str, files: Mapping[str, str]) -> dict[str, str]:
+    digest = combined({name: {"blake3": value} for name, value in files.items()})
+    return sources.described(folder, digest, "init_from")
 
 
 def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from jobs.lineage import lineage
 from jobs.mlflow_client import connect
 from jobs.mlflow_tags import config_of, params_of, sources_text
+from jobs.models import locate
 from jobs.record import Record
 from jobs.show_lineage import print_lineage
 from jobs.track_mlflow import sync
@@ -20,8 +23,10 @@ from pipeline import sources
 from pipeline.assemble import assemble
 from pipeline.config import load
 from pipeline.errors import UsageError
+from pipeline.identity import knob
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.runner import topological
+from pipeline.stage import Context, Stage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.store import Store
 from tests.jobs.commands import answer, gristmill, keys, run
@@ -134,6 +139,38 @@ def test_the_tree_leads_from_the_model_to_the_file(
         assert row.startswith(f"{'  ' * (depth + 1)}{called}{stage} {str(registered.stage(stage).key)[:12]}  content ")
     assert raw.as_uri() in source
     assert blake3(raw.read_bytes()).hexdigest() in source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Stage[Path]):
+    """Begins with the files of a folder."""
+
+    folder: str = knob()
+
+    def sources(self) -> Mapping[str, str]:
+        return sources.folder_digests(self.folder, ["*"])
+
+    def run(self, ctx: Context) -> None:
+        (ctx.out / "weights").write_text("of another")
+        ctx.notes["model"] = {"role": "base"}
+        ctx.notes["datasets"] = [sources.described(self.folder, "e" * 32, "init_from")]
+
+    def load(self, path: Path) -> Path:
+        return path
+
+
+def test_a_model_that_began_with_a_registered_one_leads_to_the_corpus_of_that(
+    home: Path, uri: str, raw: Path, registered: Record, run_toy: Run
+) -> None:
+    start = Start(folder=str(locate("clf", home, uri)))
+    sync(home, run_toy([Export(base=start)], "another plan", "again").run, uri)
+    found = lineage("again", home, uri)
+    assert [stage.stage for stage in found.stages] == ["export", "start", "export", "pretrain", "corpus"]
+    assert found.stages[1].needs[0].key == registered.stage("export").key
+    assert found.stages[1].inputs[Path(start.folder).name] == "e" * 32
+    assert found.to_json()["corpus"]["uri"] == raw.as_uri()
+    maker = connect(uri).get_run(str(found.stages[1].run_id))
+    assert len(maker.inputs.model_inputs) == 1
 
 
 @pytest.mark.parametrize(

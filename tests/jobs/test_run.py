@@ -13,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jobs.lineage import lineage
+from jobs.mlflow_client import default_uri
+
 from .commands import SMOKE, answer, digests, gristmill, keys, run, statuses
 
 STAGES = [
@@ -270,6 +273,8 @@ finetune: {{epochs: 1, method: head}}
     )
     result = answer(gristmill(home, "run", str(config), "--json", "--inline"))
     assert result["model_uri"] == "models:/again/1"
+    chain = lineage("again", home, default_uri(home)).stages
+    assert {"importmodel", "pretrain", "corpus"} <= {stage.kind for stage in chain}
     ours, start = (load_file(Path(run["export_dir"]) / "model.safetensors") for run in (result, first))
     body = [name for name in start if name.startswith("model.")]
     assert body

@@ -17,11 +17,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pipeline.ancestry import chain
 from pipeline.assemble import Graph, assemble
 from pipeline.classify import probabilities
 from pipeline.config import load
 from pipeline.errors import DataError, UsageError
 from pipeline.pipeline_config import PipelineConfig
+from pipeline.publish import combined
 from pipeline.runner import Built, build, submit_here
 from pipeline.store import Store
 from pipeline.tokens import special_ids
@@ -85,6 +87,15 @@ def test_an_imported_model_computes_the_logits_of_transformers(tmp_path: Path, s
     assert ids.pad != ids.eos
 
 
+def test_where_both_come_from_is_told_by_folder_and_digest(tmp_path: Path, start: Path):
+    made = graph(tmp_path, start).trunk[-1]
+    built = [event for event in build([made], Store(tmp_path), submit_here) if isinstance(event, Built)][-1]
+    told = {link.kind: link.sources for link in chain(Store(tmp_path), [(made.kind, built.key)])}
+    for kind, stage in (("importmodel", made), ("importtokenizer", made.tokenizer)):
+        digest = combined({name: {"blake3": value} for name, value in stage.sources().items()})
+        assert told[kind] == [{"name": start.name, "source": str(start), "digest": digest, "context": "init_from"}]
+
+
 def test_it_is_fine_tuned_and_exported_as_what_it_was(tmp_path: Path, start: Path):
     made = graph(tmp_path, start).branches[""]
     tuned = opened(tmp_path, made.finetune).load()
@@ -129,6 +140,10 @@ def test_what_cannot_be_read_is_refused_before_anything_is_built(tmp_path: Path,
     (other / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
     with pytest.raises(DataError, match="GPT2LMHeadModel"):
         graph(tmp_path, other)
+    for name in ("config.json", "tokenizer_config.json"):
+        (other / name).write_bytes((start / name).read_bytes())
+    with pytest.raises(DataError, match=r"init_from=.*other: holds no tokenizer.json. .*save_pretrained"):
+        list(build(graph(tmp_path, other).trunk, Store(tmp_path), submit_here))
     with pytest.raises(UsageError, match="init_from brings the sizes of the model: leave out d_model"):
         graph(tmp_path, start, ONLY_TUNED, "model.d_model=64")
     with pytest.raises(UsageError, match="pretrain: required, and not given"):
