@@ -16,12 +16,12 @@ Score = Annotated[
     Parameter(help="Refuse a model whose macro-F1 is lower.", validator=validators.Number(gte=0, lte=1)),
 ]
 Version = Annotated[str | None, Parameter(help="The version to promote. Default: the one with the alias `candidate`.")]
-Force = Annotated[bool, Parameter(help="Promote it although it does not beat the baseline.", negative="")]
+Force = Annotated[bool, Parameter(help="Promote it although it does not beat the best baseline.", negative="")]
 Data = Annotated[
     Path | None,
     Parameter(
-        help="Labelled texts on which it is compared with the champion. Default: the test split that it was evaluated "
-        "on, if that is in GRISTMILL_HOME."
+        help="Labelled texts on which it is compared with the champion, in columns `text` and `label`. Default: the "
+        "test split that it was evaluated on, if that is in GRISTMILL_HOME."
     ),
 ]
 Rollback = Annotated[bool, Parameter(help="Put the champion before this one back.", negative="")]
@@ -75,10 +75,11 @@ def promote(
     * `gristmill promote quickstart --rollback`: the previous champion is champion again; the one it replaces is
       proposed by no run any more, and promoted by `--version` alone
 
-    The gates: macro-F1 on its test split is at least --min-macro-f1; it is above that of the baseline, TF-IDF with
-    logistic regression; and it is not worse than the champion's on the same texts, by a paired bootstrap: the 95 %
-    interval of the difference reaches zero or lies above it. Any gate that fails changes nothing and is told, and the
-    exit code is 4. Promoting twice is promoting once. What was found is kept in tags of the version.
+    The gates: macro-F1 on its test split is at least --min-macro-f1; it is above that of the best baseline that was
+    measured beside it (`evaluate.baselines`); and it is not worse than the champion's on the same texts, by a paired
+    bootstrap: the 95 % interval of the difference reaches zero or lies above it. Any gate that fails changes nothing
+    and is told, and the exit code is 4. Promoting twice is promoting once. What was found is kept in tags of the
+    version.
     `register.promote: true` in a config does this at the end of every run.
     """
     from jobs.home import home

@@ -72,11 +72,11 @@ class Labelled:
         first = next(name for name in self._classes[rows[0]] if name in unknown)
         others = [name for name in unknown if name != first]
         also = f", nor {_listed(others)}" if others else ""
-        separated = ", or what stands between classes: --separator" if self.multi_label else ""
+        separated = ", or what stands between classes (--separator)" if self.multi_label else ""
         return (
             f"{self.places[rows[0]]}: {model} does not know the class {first!r}{also} ({len(rows):,} rows). "
-            f"It knows {_listed(names)}. Rename the classes, leave these rows out, or name another column: --label"
-            f"{separated}"
+            f"It knows {_listed(names)}. Rename the classes, leave these rows out, or have evaluate and compare "
+            f"read another column (--label){separated}"
         )
 
 
@@ -105,7 +105,10 @@ def read_labelled(
             rows.append((text, label, where))
     if not rows:
         there = ", ".join(f"{name} ({count:,})" for name, count in splits.most_common()) or "no rows at all"
-        raise DataError(f"{path}: no labelled text of the split {split!r} in it. There are: {there}. Name one: --split")
+        raise DataError(
+            f"{path}: no labelled text of the split {split!r} in it. There are: {there}. evaluate and compare take "
+            "another (--split)"
+        )
     texts, labels, places = map(list, zip(*rows, strict=True))
     return Labelled(texts, labels, places, split, blank, multi_label)
 

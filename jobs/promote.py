@@ -81,8 +81,8 @@ class Promotion:
 def promote_version(wanted: Wanted, home: Path, uri: str) -> Promotion:
     """Make a version the champion if it passes every gate; else change nothing, and say which it failed.
 
-    Raises UsageError where there is no such model, version or candidate, or nothing to compare it on, and
-    EnvironmentProblem where MLflow cannot be reached.
+    Raises UsageError where there is no such model, version or candidate, or nothing to compare it on, DataError where
+    the given texts cannot be used, compared or not, and EnvironmentProblem where MLflow cannot be reached.
     """
     with reaching(uri):
         with alone(home):
@@ -96,6 +96,7 @@ def promote_version(wanted: Wanted, home: Path, uri: str) -> Promotion:
             summary = f"{wanted.name} version {version} is the champion"
             return Promotion(model=wanted.name, version=version, promoted=False, summary=summary)
         chain = of_version(client, client.get_model_version(wanted.name, version))
+    _check_data(wanted, version, home, uri)
     gates = _gates(wanted, chain, champion, home, uri)
     refused = Promotion(
         model=wanted.name, version=version, promoted=False, previous=champion, gates=gates, summary="not promoted"
@@ -127,6 +128,17 @@ def _chosen(wanted: Wanted, aliases: Mapping[str, str]) -> str:
             f"{wanted.name} has no candidate; say which version: gristmill promote {wanted.name} --version N"
         )
     return chosen
+
+
+def _check_data(wanted: Wanted, version: str, home: Path, uri: str) -> None:
+    """Read the given texts, if any, before a gate does: a file with a mistake in it says nothing of a model."""
+    if wanted.data is None:
+        return
+    from jobs.assess import open_model
+    from jobs.labelled import Columns, read_labelled
+
+    model = open_model(f"models:/{wanted.name}/{version}", home, uri)
+    read_labelled(wanted.data, Columns(), multi_label=model.multi_label).known_to(model.labels, model.name)
 
 
 def _gates(wanted: Wanted, chain: Lineage, champion: str | None, home: Path, uri: str) -> list[Gate]:

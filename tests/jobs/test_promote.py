@@ -16,7 +16,7 @@ from jobs.mlflow_tags import is_set_aside
 from jobs.promote import Gate, Promotion, Wanted, move_aliases, promote_after_run, promote_version, roll_back
 from jobs.track_mlflow import sync
 from pipeline.classify import tokenize
-from pipeline.errors import EnvironmentProblem, UsageError
+from pipeline.errors import DataError, EnvironmentProblem, UsageError
 from pipeline.stage import Context, Stage
 from pipeline.stages.export import Export as RealExport
 from pipeline.stages.export import ExportConfig
@@ -310,6 +310,14 @@ def three_models(tmp_path_factory: pytest.TempPathFactory, database: Path) -> It
 
 
 @pytest.mark.slow
+def test_texts_with_a_mistake_are_a_mistake_and_no_gate_even_where_nothing_is_compared(three_models: Path) -> None:
+    for name in ("champion", "previous"):
+        assert name not in aliases(three_models)
+    with pytest.raises(DataError, match=r"typo.jsonl: no such file"):
+        promote(three_models, version="1", force=True, data=three_models / "typo.jsonl")
+
+
+@pytest.mark.slow
 def test_the_champion_is_met_on_the_candidates_own_test_texts(three_models: Path) -> None:
     assert promote(three_models, version="1", force=True).gates[0].gate == "baseline"
 
@@ -326,8 +334,8 @@ def test_the_champion_is_met_on_the_candidates_own_test_texts(three_models: Path
 
     text = three_models / "unknown.jsonl"
     text.write_text(json.dumps({"text": "one two", "label": "no class of theirs"}) + "\n")
-    unknown = promote(three_models, version="3", force=True, data=text)
-    assert "it cannot be compared with the champion, version 2" in unknown.gates[-1].verdict
+    with pytest.raises(DataError, match=r"unknown.jsonl:1: models:/clf/3 does not know the class 'no class of theirs'"):
+        promote(three_models, version="3", force=True, data=text)
 
 
 @pytest.mark.slow
