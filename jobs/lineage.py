@@ -12,7 +12,6 @@ from jobs.mlflow_tags import (
     COMMIT,
     DIGEST,
     DIRTY,
-    INPUTS,
     KEY,
     KIND,
     REUSED_FROM,
@@ -21,6 +20,7 @@ from jobs.mlflow_tags import (
     STAGE,
     URI,
     config_of,
+    inputs_of,
     made,
 )
 from jobs.models import version_of
@@ -184,9 +184,14 @@ class Walk:
         return next((run for run in self._search(f"tags.`{RUN}` = '{name}'") if KEY not in run.data.tags), None)
 
     def results(self, run: "Run") -> list[str]:
-        """Keys of what a run made or reused and used no further: its last stages. Of a stage's run: its own."""
+        """Keys of what a run made or reused and used no further: its last stages. Of a stage's run: its own.
+
+        Raises UsageError for a run of another kind: a search, or what another program made.
+        """
         if KEY in run.data.tags:
             return [run.data.tags[KEY]]
+        if RUN not in run.data.tags:
+            raise UsageError(f"{run.info.run_id} is no run of a pipeline or stage, so nothing says what it is from")
         own = self._search(f"tags.`{RUN}` = '{run.data.tags[RUN]}' AND attributes.status = 'FINISHED'")
         makers = [run_id for tag, run_id in run.data.tags.items() if tag.startswith(f"{REUSED_FROM}.")]
         runs = [*own, *(self._client.get_run(run_id) for run_id in makers)]
@@ -212,7 +217,7 @@ class Walk:
             key=tags[KEY],
             output_digest=tags[DIGEST],
             run_id=run.info.run_id,
-            needs=[Need(name=name, **needed) for name, needed in json.loads(tags.get(INPUTS, "{}")).items()],
+            needs=[Need(name=name, **needed) for name, needed in inputs_of(tags).items()],
             sources=json.loads(tags.get(SOURCES, "[]")),
             config=config_of(kind, run.data.params),
             commit=tags.get(COMMIT),

@@ -23,6 +23,8 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
+STORES = ("boto3", "botocore")
+"""Packages by which MLflow reaches artifacts that a server leaves to its clients. Their errors are like no others."""
 SQLITE = "sqlite:///"
 CLASSIC_VIEW = "workflowType=machine_learning"
 """Behind the address of a page: the one with runs and models, not the one of language model apps."""
@@ -80,7 +82,7 @@ def _create(database: Path) -> None:
 
 @contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Raise what MLflow, its database or the network raise in the block as one EnvironmentProblem."""
+    """Raise what MLflow, its stores or the network raise in the block as one EnvironmentProblem."""
     quiet()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -88,6 +90,14 @@ def reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        shown = without_password(uri).rstrip("/")
-        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(uri.rstrip("/"), shown)
-        raise EnvironmentProblem(f"MLflow at {shown}: {reason[:300]}") from error
+        raise _problem(uri, error) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in STORES:
+            raise
+        raise _problem(uri, error) from error
+
+
+def _problem(uri: str, error: Exception) -> EnvironmentProblem:
+    shown = without_password(uri).rstrip("/")
+    reason = (str(error).splitlines() or [type(error).__name__])[0].replace(uri.rstrip("/"), shown)
+    return EnvironmentProblem(f"MLflow at {shown}: {reason[:300]}")

@@ -11,7 +11,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, M
 from jobs.mlflow_models import find_model, mirror_model, model_ancestors, started_from
 from jobs.mlflow_notes import stage_note
 from jobs.mlflow_runs import Book, child_for, end, log_metrics, log_params, made_by, numbers, send_points, set_tags
-from jobs.mlflow_tags import DIGEST, INPUTS, KEY, NOTE, SOURCES, URI, params_of, sources_text
+from jobs.mlflow_tags import DIGEST, KEY, NOTE, SOURCES, URI, inputs_tags, params_of, sources_text
 from jobs.record import StageRecord
 from pipeline.ancestry import Link
 from pipeline.publish import MANIFEST, Manifest
@@ -64,7 +64,7 @@ def _describe(book: Book, child: Run, link: Link) -> None:
         **made_by(book.record),  # by the attempt that finished it
         DIGEST: link.manifest.digest,
         URI: book.store.path(link.kind, link.key).resolve().as_uri(),
-        INPUTS: json.dumps({**meta.get("input_keys", {}), **_start(book, link)}),
+        **inputs_tags({**meta.get("input_keys", {}), **_start(book, link)}),
         NOTE: stage_note(book, link),
     }
     if link.sources:

@@ -5,6 +5,7 @@ tag `gristmill.inputs` of a stage's run names the artifacts it used, and by the 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 RUN, STAGE, KEY, PLAN, ATTEMPT = (f"gristmill.{word}" for word in ("run", "stage", "key", "plan", "attempt"))
 KIND, DIGEST, URI, JOB, IMAGE = (f"gristmill.{word}" for word in ("kind", "digest", "uri", "ray_job_id", "image"))
 INPUTS = "gristmill.inputs"
-"""JSON `{field: {"kind", "key", "digest"}}` of the artifacts that a stage used."""
+"""JSON `{field: {"kind", "key", "digest"}}` of the artifacts that a stage used. Of many, `gristmill.inputs.1` and so on
+have the rest, each a JSON of its own."""
 SOURCES = "gristmill.sources"
 """JSON `[{"name", "uri", "digest", "files": {place: BLAKE3}}]` of what a stage read from outside."""
 COMMIT, DIRTY = "commit", "dirty"
@@ -29,11 +31,28 @@ NOTE = "mlflow.note.content"
 
 LONGEST_TAG, LONGEST_PARAM = 8000, 6000
 """Characters. MLflow cuts what is longer."""
+INPUTS_PER_TAG = 40
+"""Each has two times 32 hex digits and two words: 40 are some 5,500 characters."""
+INPUT = re.compile(r'"([^"]*)": (\{[^{}]*\})')
+"""One of them, whole, even in a tag that MLflow has cut."""
 
 
 def made(key: str) -> str:
     """What finds the runs that show how an artifact was made: finished ones, which so have every tag of the chain."""
     return f"tags.`{KEY}` = '{key}' AND tags.`{DIGEST}` LIKE '%' AND attributes.status = 'FINISHED'"
+
+
+def inputs_tags(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The INPUTS tags of a stage."""
+    items = list(inputs.items())
+    parts = [items[start : start + INPUTS_PER_TAG] for start in range(0, len(items), INPUTS_PER_TAG)] or [[]]
+    return {f"{INPUTS}.{n}" if n else INPUTS: json.dumps(dict(part)) for n, part in enumerate(parts)}
+
+
+def inputs_of(tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What `inputs_tags` was given; of one tag that was cut, as many as it has."""
+    texts = [text for name, text in sorted(tags.items()) if name == INPUTS or name.startswith(f"{INPUTS}.")]
+    return {found[1]: json.loads(found[2]) for text in texts for found in INPUT.finditer(text)}
 
 
 def is_set_aside(tags: Mapping[str, str]) -> bool:

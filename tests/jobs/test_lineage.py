@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.lineage import lineage
 from jobs.mlflow_client import connect
-from jobs.mlflow_tags import config_of, params_of, sources_text
+from jobs.mlflow_tags import LONGEST_TAG, config_of, inputs_of, inputs_tags, params_of, sources_text
 from jobs.models import locate
 from jobs.record import Record
 from jobs.show_lineage import print_lineage
@@ -191,6 +191,13 @@ def test_what_has_no_lineage_is_refused_in_words(home: Path, uri: str, registere
         lineage(name, home, uri)
 
 
+def test_a_run_that_is_none_of_a_pipeline_is_refused_in_words(home: Path, uri: str, registered: Record) -> None:
+    del registered
+    search = connect(uri).create_run("1", tags={"gristmill.stage": "tune"})
+    with pytest.raises(UsageError, match=f"{search.info.run_id} is no run of a pipeline or stage"):
+        lineage(search.info.run_id, home, uri)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab._", max_size=3), inner, max_size=3),
@@ -202,6 +209,17 @@ VALUES = st.recursive(
 def test_settings_come_back_from_params_as_they_were(config: dict[str, Any], seed: Any) -> None:
     recipe = {"stage": "labels", "version": 2, "sources": {"a": "b"}, "inputs": {}, "config": config, "seed": seed}
     assert config_of("labels", params_of("labels", recipe)) == {"version": 2, **config, "seed": seed}
+
+
+@pytest.mark.parametrize("count", [0, 1, 103])
+def test_the_inputs_of_a_stage_fit_into_tags_and_come_back(count: int) -> None:
+    inputs = {f"repeats.{n}": {"kind": "finetune", "key": f"{n:032}", "digest": "d" * 32} for n in range(count)}
+    tags = inputs_tags(inputs)
+    assert max(map(len, tags.values())) <= LONGEST_TAG
+    assert inputs_of({"gristmill.key": "another", **tags}) == inputs
+    cut = inputs_of({"gristmill.inputs": json.dumps(inputs)[:LONGEST_TAG]})
+    assert cut.items() <= inputs.items()
+    assert len(cut) >= min(count, 60)
 
 
 def test_every_stage_of_the_quickstart_gives_its_settings_back() -> None:

@@ -280,6 +280,18 @@ def test_a_dead_server_of_one_run_keeps_no_other_from_its_own(
     assert told.stderr.startswith(f"{dead.record.run}: MLflow at {refusing_uri}")
 
 
+def test_artifacts_that_may_not_be_put_where_the_server_wants_them_are_an_environment_problem(
+    home: Path, uri: str, run_toy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(home / "none"))
+    connect(uri).create_experiment("toy", "s3://bucket/artifacts")
+    with pytest.raises(EnvironmentProblem, match=r"MLflow at sqlite.*credentials"):
+        sync(home, run_toy().run, uri)
+
+
 def test_a_server_that_refuses_is_an_environment_problem(home: Path, refusing_uri: str, run_toy: Run) -> None:
     with pytest.raises(EnvironmentProblem, match="MLflow at http://127"):
         sync(home, run_toy().run, refusing_uri)
