@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
@@ -239,6 +239,8 @@ def close(book: Book) -> None:
     if status != "RUNNING":
         _end_abandoned(book)
         log_metrics(book.client, book.parent.info.run_id, _headline(book))
+    if status == "FINISHED" and book.parent.info.status != status:
+        _upload_reports(book)
     end(book, book.parent, status, book.record.finished_ms)
 
 
@@ -270,8 +272,21 @@ def _headline(book: Book) -> list[Metric]:
     if record.finished_ms is None:
         return []
     seconds = {"wall_seconds": (record.finished_ms - record.started_ms) / 1000}
-    values = {**(record.result or {}), **seconds, **cost(record, book.store)}
-    return numbers(values, record.finished_ms, step=record.attempt)
+    scores = {f"{task}{name}": value for task, told in _told(record).items() for name, value in told.items()}
+    return numbers({**scores, **seconds, **cost(record, book.store)}, record.finished_ms, step=record.attempt)
+
+
+def _upload_reports(book: Book) -> None:
+    for task, told in _told(book.record).items():
+        report = Path(told["report_dir"], "report.html") if "report_dir" in told else None
+        if report and report.is_file():
+            book.client.log_artifact(book.parent.info.run_id, str(report), task.rstrip("/") or None)
+
+
+def _told(record: Record) -> dict[str, Mapping[str, Any]]:
+    """What a result says of the run or its only task, by ""; and of each of several, by `TASK/`."""
+    result = record.result or {}
+    return {"": result, **{f"{name}/": told for name, told in result.get("tasks", {}).items()}}
 
 
 def numbers(values: Mapping[str, object], timestamp_ms: int, step: int = 0) -> list[Metric]:

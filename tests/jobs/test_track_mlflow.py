@@ -357,6 +357,20 @@ def test_each_task_of_a_pipeline_has_a_name_of_its_own(home: Path, uri: str, run
     assert sorted(everything_in(home)["aliases"]) == ["clf-tone", "clf-topic"]
 
 
+def test_the_parent_has_the_scores_and_the_report_of_every_task(home: Path, uri: str) -> None:
+    reports = [home / "reports" / name for name in ("tone", "topic")]
+    for report in reports:
+        report.mkdir(parents=True)
+        (report / "report.html").write_text("a page")
+    tasks = {report.name: {"macro_f1": 0.8, "seeds": None, "report_dir": str(report)} for report in reports}
+    with open_record(home, "toy", "p", stages=[], params={}) as opened:
+        opened.finish("succeeded", {"tasks": tasks})
+    sync(home, opened.record.run, uri)
+    parent = child_named(home, opened.record.run)
+    assert [parent["points"][f"{name}/macro_f1"][0][2] for name in tasks] == [0.8, 0.8]
+    assert parent["files"] == ["tone", "topic"]
+
+
 def test_a_task_whose_export_cannot_be_shown_leaves_the_others_their_models(home: Path, uri: str, run_toy: Run) -> None:
     targets = [
         Export(base=Pretrain(corpus=Corpus()), seed=seed, label=label) for seed, label in enumerate(("tone", "topic"))
