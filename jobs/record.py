@@ -4,10 +4,12 @@ import difflib
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -206,17 +208,12 @@ def _continued(old: Record, stages: Sequence[tuple[str, str]], now: Mapping[str,
 
 
 def _new_folder(home: Path, name: str) -> str:
-    """Claim a run id that no run has: name, time, and a number where two start in one second."""
-    base = run = f"{slug(name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Claim a run id that no run has, of any home that shares a tracking server: name, time, and some random digits."""
     (home / "records").mkdir(parents=True, exist_ok=True)
-    suffix = 1
     while True:
-        try:
+        run = f"{slug(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        with suppress(FileExistsError):
             folder(home, run).mkdir()
-        except FileExistsError:
-            suffix += 1
-            run = f"{base}-{suffix}"
-        else:
             return run
 
 

@@ -119,14 +119,15 @@ def test_finishing_twice_keeps_the_first_time(tmp_path: Path) -> None:
     assert load(tmp_path, run.record.run).finished_ms == first
 
 
-def test_two_runs_of_one_second_have_two_names(tmp_path: Path) -> None:
-    names = set()
-    for _ in range(3):
-        with opened(tmp_path) as run:
+def test_runs_of_one_second_have_names_of_their_own_in_any_home(tmp_path: Path) -> None:
+    homes = [tmp_path / "a", tmp_path / "b"]
+    names: list[str] = []
+    for home in homes * 3:
+        with opened(home) as run:
             run.finish("succeeded")
-        names.add(run.record.run)
-    assert len(names) == 3
-    assert {record.run for record in list_records(tmp_path)} == names
+        names.append(run.record.run)
+    assert len(set(names)) == 6
+    assert {record.run for home in homes for record in list_records(home)} == set(names)
 
 
 def test_an_unknown_run_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
