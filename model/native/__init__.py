@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,22 @@ SMALL = 2**13
 
 Argument = Tensor | int | float | None
 
+ARGUMENTS = {
+    "add_dropped": "ppnppnnnnf",
+    "attention": "ppppppnnnnnn",
+    "attention_backward": "ppppppppppnnnnnn",
+    "cross_entropy": "pppnnnn",
+    "drop": "pnpnpnnnnf",
+    "read_few": "pppnpnpnpfnnnnnnnnnnnn",
+    "rms_norm": "pppnpnnf",
+    "rms_norm_backward": "pnpppppnn",
+    "rotate": "ppppnnnnn",
+    "swiglu": "pppn",
+    "swiglu_backward": "pppppn",
+    "weight_gradient": "pppnnnnn",
+}
+"""What a kernel takes before the number of threads: p a tensor or None, n a whole number, f any number, as a float."""
+
 
 def usable(x: Tensor) -> bool:
     """Whether a kernel can take the place of a few operators on this tensor, and is worth it."""
@@ -64,16 +81,19 @@ def call(kernel: str, *arguments: Argument) -> None:
     """Run a kernel on contiguous tensors, with the threads that PyTorch has."""
     function = getattr(_library(), kernel)
     function.restype = None
-    function(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads()))
+    given = [_as_c(kind, argument) for kind, argument in zip(ARGUMENTS[kernel], arguments, strict=True)]
+    function(*given, ctypes.c_int(torch.get_num_threads()))
 
 
-def _as_c(argument: Argument) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float | None:
+def _as_c(kind: str, argument: Any) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float:
+    """By what the kernel takes, not by what is given: C would read the bits of one as the other."""
+    if kind != "p":
+        return ctypes.c_long(argument) if kind == "n" else ctypes.c_float(argument)
     if argument is None:
-        return None
-    if isinstance(argument, Tensor):
-        assert argument.is_contiguous(), f"a kernel reads contiguous tensors, not strides {argument.stride()}"
-        return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_long(argument)
+        return ctypes.c_void_p(None)
+    assert isinstance(argument, Tensor), f"{argument!r} is no tensor"
+    assert argument.is_contiguous(), f"a kernel reads contiguous tensors, not strides {argument.stride()}"
+    return ctypes.c_void_p(argument.data_ptr())
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,22 @@ def test_norm_is_that_of_pytorch_forward_and_backward(rows: int, d: int):
     want = with_grads(lambda x, w: norm.weight * torch.nn.functional.rms_norm(x, (d,), eps=1e-5), x, norm.weight)
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
     assert {"rms_norm", "rms_norm_backward"} <= RAN
+
+
+def test_a_whole_number_where_a_kernel_takes_a_float_is_the_same_number():
+    x, weight = (random(4, 64, seed=s).detach() for s in (0, 1))
+    outs = [torch.empty(4, 64) for _ in range(2)]
+    for eps, out in zip((1, 1.0), outs, strict=True):
+        native.call("rms_norm", x, weight[0], out, False, torch.empty(4), 4, 64, eps)
+    torch.testing.assert_close(*outs, rtol=0, atol=0)
+    torch.testing.assert_close(outs[0], torch.nn.functional.rms_norm(x, (64,), weight[0], 1.0))
+
+
+def test_the_types_of_arguments_are_those_that_the_sources_declare():
+    text = "".join(path.read_text().split('extern "C" {')[-1] for path in native.SOURCES.glob("*.cpp"))
+    declared = re.findall(r"^void (\w+)\(([^)]*),\s+int threads\)", text, re.MULTILINE)
+    letters = {name: ["p" if "*" in a else a.split()[0][0] for a in given.split(",")] for name, given in declared}
+    assert {name: "".join(kinds).replace("l", "n") for name, kinds in letters.items()} == native.ARGUMENTS
 
 
 def test_norm_in_bfloat16_is_the_one_in_float32_rounded():
