@@ -48,9 +48,6 @@ class RunView:
         if self._console.is_terminal:
             self._live.stop()
 
-    def say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
-
     def show(self, event: Started | Built) -> None:
         if isinstance(event, Started):
             self._running[event.stage.name] = (event, time.monotonic())

@@ -14,7 +14,7 @@ from jobs import record, submissions
 from jobs.follow import wait_until_ended
 from jobs.ray_jobs import Job, Jobs, Unreachable, target
 from jobs.record import Record
-from jobs.status import ENDED, Status, job_of, recorded, run_of_job, run_status, told
+from jobs.status import ENDED, Status, recorded, run_of_job, run_status, told
 from jobs.stopping import CANCEL
 from jobs.submissions import Submission
 from pipeline.errors import EnvironmentProblem, UsageError
@@ -47,7 +47,7 @@ def find(home: Path, name: str | None, to: str | None = None) -> Found:
     old = submissions.recall(home, name)
     known = record.load(home, name) if (record.folder(home, name) / record.RECORD).is_file() else None
     if known is not None:
-        old = submissions.recall(home, job) if (job := job_of(known)) else None
+        old = submissions.recall(home, job) if (job := known.job_id) else None
         return Found(known.run, old and old.job_id, to or (old and old.to), old)
     if old is None and to is None:
         raise UsageError(_unknown(home, name))
@@ -130,7 +130,7 @@ def rows(home: Path, to: str | None, say: Say) -> list[dict[str, Any]]:
     records = record.list_records(home)
     mine = submissions.all_of(home)
     states = _states(home, mine, say)
-    of_job = {job: run for run in reversed(records) if (job := job_of(run))}
+    of_job = {job: run for run in reversed(records) if (job := run.job_id)}
     found = [_row_of_job(home, old, states[old.job_id], of_job.pop(old.job_id, None)) for old in mine]
     seen = {row["run"] for row in found}
     found += [_row_of_run(home, run) for run in records if run.run not in seen]
@@ -143,7 +143,7 @@ def _row(run: str | None, job_id: str | None, name: str, state: str, started_ms:
 
 def _row_of_run(home: Path, run: Record) -> dict[str, Any]:
     state = run_status(home, run.run).state
-    return _row(run.run, job_of(run), run.name, state, run.started_ms, None)
+    return _row(run.run, run.job_id, run.name, state, run.started_ms, None)
 
 
 def _row_of_job(home: Path, old: Submission, state: str | None, run: Record | None) -> dict[str, Any]:

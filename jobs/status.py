@@ -49,7 +49,7 @@ def run_status(home: Path, run: str) -> Status:
 
 def recorded(home: Path, record: Record, state: str) -> Status:
     """What the record and the files beside it say of a run that is in `state`."""
-    seen = Status(run=record.run, state=state, job_id=job_of(record))
+    seen = Status(run=record.run, state=state, job_id=record.job_id)
     stage = next((stage for stage in record.stages if stage.status in ("running", "failed")), None)
     if stage is None or state == "succeeded":
         return seen
@@ -69,14 +69,9 @@ def _progress(home: Path, stage: StageRecord) -> tuple[int | None, int | None, f
     return done, total, round(left, 1) if left is not None and progress_path(journal).exists() else None
 
 
-def job_of(record: Record) -> str | None:
-    """The job that worked on a run last, if one did."""
-    return getattr(record, "job_id", None)
-
-
 def run_of_job(home: Path, job_id: str) -> Record | None:
     """The run that a job of this home works on, or None while it has none."""
-    return next((record for record in list_records(home) if job_of(record) == job_id), None)
+    return next((record for record in list_records(home) if record.job_id == job_id), None)
 
 
 @contextmanager

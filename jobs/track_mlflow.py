@@ -25,7 +25,7 @@ REDACTED = ":***@"
 
 @dataclass(frozen=True)
 class Mirrored:
-    """Where a run is seen in MLflow. `url` is None where no server serves the store; `gristmill ui` starts one.
+    """Where a run is seen in MLflow.
 
     `model_uris` are `models:/NAME/VERSION`, by the export stage of each classifier.
     """
@@ -33,7 +33,6 @@ class Mirrored:
     run_id: str
     experiment_id: str
     model_uris: Mapping[str, str] = field(default_factory=dict)
-    url: str | None = None
 
     @property
     def model_uri(self) -> str | None:
@@ -60,13 +59,8 @@ def sync(home: Path, run: str, uri: str) -> Mirrored:
         if parent_status(book) != "RUNNING":
             note(book, run_note(book))
         close(book)
-    run_id, experiment_id = book.parent.info.run_id, book.experiment.experiment_id
-    return Mirrored(
-        run_id,
-        experiment_id,
-        {stage: f"models:/{version.name}/{version.version}" for stage, version in versions.items()},
-        run_url(uri, experiment_id, run_id),
-    )
+    models = {stage: f"models:/{version.name}/{version.version}" for stage, version in versions.items()}
+    return Mirrored(book.parent.info.run_id, book.experiment.experiment_id, models)
 
 
 def sync_all(home: Path, uri: str, run: str | None = None) -> list[dict[str, Any]]:

@@ -24,9 +24,9 @@ Keys = Int64[Tensor, " batch"]
 class Attention(nn.Module):
     """Grouped-query attention (arXiv:2305.13245) with rotary positions."""
 
-    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, cfg.head_dim
+        self.head_dim = cfg.head_dim
         self.attend = attention.kernel(cfg.attention)
         self.q_proj = Linear(cfg.d_model, cfg.n_heads * cfg.head_dim)
         self.k_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim)
@@ -46,7 +46,7 @@ class Block(nn.Module):
         super().__init__()
         self.layer, self.dropout = layer, cfg.dropout
         self.attention_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
-        self.attention = Attention(cfg, layer)
+        self.attention = Attention(cfg)
         self.mlp_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
         self.mlp = SwiGLU(cfg.d_model, cfg.d_ff)
 

@@ -33,14 +33,11 @@ class TokenStream:
         """Where each document starts, int64 [n_documents], memory-mapped."""
         return np.asarray(np.load(self.path / f"{self.name}.documents.npy", mmap_mode="r"))[:-1]
 
-    def read(self, start: int, stop: int) -> Ints:
-        """Tokens start..stop-1. Raises IndexError outside of the stream."""
-        out = np.empty(max(0, stop - start), dtype=np.int64)
-        self._read_into(out, start)
-        return out
-
     def rows(self, starts: Ints, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Windows of the stream: tokens, and the number of each token's document, both int64 [n, length]."""
+        """Windows of the stream: tokens, and the number of each token's document, both int64 [n, length].
+
+        Raises IndexError for one that reaches out of the stream.
+        """
         tokens = np.empty((len(starts), length), dtype=np.int64)
         begins = np.zeros((len(starts), length), dtype=np.int64)
         first = np.searchsorted(self.document_starts, starts, side="right") - 1

@@ -12,8 +12,7 @@ from tokenizers import Tokenizer
 from pipeline.errors import StageFailed
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-BOS_ID, EOS_ID, PAD_ID = 0, 1, 2
-SPECIAL = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+BOS_ID, EOS_ID = 0, 1
 """Those of a tokenizer of our own."""
 PADS = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>", "[UNK]")
 """What is taken for padding, the first that there is."""

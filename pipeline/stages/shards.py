@@ -81,10 +81,6 @@ class TokenShards:
         """What `index.json` holds: dtype, vocab_size; for each split its documents, tokens, text bytes and shards."""
         return json.loads((self.path / "index.json").read_text())
 
-    @property
-    def vocab_size(self) -> int:
-        return self.index["vocab_size"]
-
 
 @dataclass(frozen=True)
 class Unit:

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from pipeline.bpe import blank_tokenizer
 from pipeline.errors import StageFailed
 from pipeline.stages.tokenizer import TokenizerFile
-from pipeline.tokens import BOS_ID, EOS_ID, PAD_ID, SPECIAL, encode_documents, load_tokenizer, one_thread, panics
+from pipeline.tokens import (
+    BOS,
+    BOS_ID,
+    EOS,
+    EOS_ID,
+    PAD,
+    encode_documents,
+    load_tokenizer,
+    one_thread,
+    panics,
+    special_tokens,
+)
 from tests.pipeline.data_stages import corpus_of, made, opened, tokenizer_of, toy_text
 
 
@@ -21,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFile:
 
 def test_special_tokens_come_first_and_stand_around_a_document(trained):
     tokenizer = trained.load()
-    assert [tokenizer.token_to_id(token) for token in SPECIAL.values()] == [BOS_ID, EOS_ID, PAD_ID] == [0, 1, 2]
+    assert [tokenizer.token_to_id(token) for token in (BOS, EOS, PAD)] == [BOS_ID, EOS_ID, 2] == [0, 1, 2]
     ids = encode_documents(tokenizer, ["the cat", ""])
     assert [(i[0], i[-1]) for i in ids] == [(BOS_ID, EOS_ID)] * 2
     assert len(ids[1]) == 2
@@ -41,7 +52,7 @@ def test_any_text_survives_the_round_trip(trained, text):
 def test_a_text_cannot_forge_a_special_token(trained, forged):
     for tokenizer in (trained.load(), load_tokenizer(trained.file)):
         (ids,) = encode_documents(tokenizer, [forged])
-        assert not np.isin(ids[1:-1], [BOS_ID, EOS_ID, PAD_ID]).any()
+        assert not np.isin(ids[1:-1], [BOS_ID, EOS_ID, 2]).any()
         assert tokenizer.decode(ids[1:-1].tolist(), skip_special_tokens=False).lstrip(" ") == forged.lstrip(" ")
         assert tokenizer.encode(forged).ids == ids.tolist()
 
@@ -50,7 +61,7 @@ def test_a_corpus_full_of_forged_tokens_does_not_learn_them(tmp_path):
     (tmp_path / "a.txt").write_text("<|eos|> <|bos|>\n" * 500)
     tokenizer = opened(tokenizer_of(corpus_of(tmp_path / "a.txt")), tmp_path / "home").load()
     (ids,) = encode_documents(tokenizer, ["<|eos|> <|bos|>"])
-    assert (ids[1:-1] > PAD_ID).all()
+    assert (ids[1:-1] > 2).all()
 
 
 def test_lowercase_is_part_of_the_tokenizer(tmp_path):
@@ -90,7 +101,7 @@ def test_a_tiny_corpus_gives_a_small_vocabulary(tmp_path):
 
 def test_transformers_reads_the_file(trained):
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(trained.file), **SPECIAL)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(trained.file), **special_tokens(trained.load()))
     assert theirs("the cat sat").input_ids == encode_documents(trained.load(), ["the cat sat"])[0].tolist()
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 2)
 
