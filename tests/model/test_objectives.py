@@ -1,5 +1,6 @@
 """Every module in `model/objectives/` is tested by being there."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from model import variants
 from model.batch import IGNORE, Batch
 from model.heads import Classifier, LanguageModel, swap_head
-from model.objectives import classification, next_token, objective
+from model.objectives import Pretraining, classification, next_token, objective
 from tests.model.toys import ids, language_model, tokens
 
 PACKING = ids([0, 0, 0, 1, 1, 1, 1, -1], [0, 0, 0, 0, 1, 1, 2, 2])
@@ -43,13 +44,12 @@ def both_ways(**changes) -> LanguageModel:
     return language_model(causal=False, **changes)
 
 
-CASES = {
-    "next_token": (language_model, language_batch),
-    "masked": (both_ways, language_batch),
-    "masked_next_token": (both_ways, language_batch),
-    "classification": (classifier, label_batch),
-    "multi_label": (several_labels, several_labels_batch),
-}
+def case(name: str) -> tuple[Callable[..., torch.nn.Module], Callable[[], Batch]]:
+    """A model and a batch for an objective."""
+    module = variants.load("model.objectives", name)
+    if isinstance(module, Pretraining):
+        return language_model if module.CAUSAL else both_ways, language_batch
+    return (several_labels, several_labels_batch) if name == "multi_label" else (classifier, label_batch)
 
 
 def counted(name: str, targets: torch.Tensor) -> int:
@@ -61,7 +61,7 @@ def counted(name: str, targets: torch.Tensor) -> int:
 @pytest.mark.parametrize("name", variants.names("model.objectives"))
 @pytest.mark.parametrize("autocast", [False, True])
 def test_an_objective_answers_a_float32_sum_and_a_count_and_is_differentiable(name: str, autocast: bool):
-    make_model, make_batch = CASES[name]
+    make_model, make_batch = case(name)
     model = make_model(dropout=0.1)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = objective(name)(model, make_batch())
@@ -143,7 +143,7 @@ def test_a_wrong_number_of_labels_is_refused():
 
 @pytest.mark.parametrize("name", variants.names("model.objectives"))
 def test_one_batch_can_be_learned_by_heart(name: str):
-    make_model, make_batch = CASES[name]
+    make_model, make_batch = case(name)
     model, batch = make_model(scale=1.0), make_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(80):

@@ -7,8 +7,11 @@ from annotated_types import Ge, Le
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model import variants
+from model.objectives import Pretraining
+from pipeline import engine
 from pipeline.assemble import assemble
-from pipeline.config import load, schema
+from pipeline.config import load, properties, schema
 from pipeline.errors import UsageError
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.sections import ModelSection
@@ -140,6 +143,14 @@ def test_the_committed_schema_is_the_code_s():
     import json
 
     assert json.loads(Path("configs/schema.json").read_text()) == schema(PipelineConfig)
+
+
+def test_a_config_offers_the_engines_and_objectives_that_there_are():
+    offered = properties(schema(PipelineConfig), ("pretrain",))
+    assert set(offered["engine"]["enum"]) == {"auto", *engine.names()}
+    modules = {name: variants.load("model.objectives", name) for name in variants.names("model.objectives")}
+    pretraining = {name for name, module in modules.items() if isinstance(module, Pretraining)}
+    assert set(offered["objective"]["enum"]) == pretraining
 
 
 def test_one_dial_sizes_the_model_and_given_fields_win():
