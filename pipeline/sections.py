@@ -41,7 +41,7 @@ class ModelSection:
     sliding_window: Count | None = None
     """Tokens that a token sees, counting backwards; null is all. A stock Llama export needs null."""
     attention: str = knob("auto")
-    """Attention kernel: auto, reference, sdpa or flash."""
+    """Attention kernel: auto, flash, matmul, reference or sdpa."""
 
     def __post_init__(self) -> None:
         self.resolve(vocab_size=1)  # a shape that cannot be is refused where it is written

@@ -1,4 +1,4 @@
-"""Flash where it can run, PyTorch's own kernel everywhere else."""
+"""The fastest kernel that takes the tensors: flash on CUDA; on a CPU our own, matrix products, or PyTorch's."""
 
 import importlib.util
 import logging
