@@ -14,7 +14,7 @@ from torch import nn
 from pipeline import deepspeed_config
 from pipeline.batches import Sampling
 from pipeline.checkpointing import CheckpointPolicy, Checkpoints
-from pipeline.engine import Engine, EngineSettings, Objective, create, pick_device
+from pipeline.engine import Engine, EngineSettings, Objective, create, pick_device, refuse_cut
 from pipeline.faults import fault_point
 from pipeline.guard import Guard
 from pipeline.health import Health
@@ -84,11 +84,7 @@ class TrainingConfig:
         if self.deepspeed_config and self.engine == "plain":
             raise ValueError(f"deepspeed_config={self.deepspeed_config} needs engine deepspeed or auto, not plain")
         EngineSettings(zero_stage=self.zero_stage, offload=self.offload)  # what does not fit is refused here
-        if self.zero_stage and self.optimizer == "muon":
-            raise ValueError(
-                f"optimizer=muon needs whole matrices, but zero_stage={self.zero_stage} flattens and cuts them; "
-                "set zero_stage to 0 or optimizer to adamw"
-            )
+        refuse_cut(self.optimizer_config, self.zero_stage)
 
     def resolve(self) -> Self:
         """The same settings with `auto` decided for this machine, so that the key says what was really used.
@@ -111,21 +107,21 @@ class TrainingConfig:
             self.engine_name,
             model,
             objective,
-            optimizer=OptimizerConfig(
-                name=self.optimizer,
-                lr=self.lr,
-                muon_lr=self.muon_lr,
-                head_lr=getattr(self, "head_lr", None),
-                weight_decay=self.weight_decay,
-                beta2=self.beta2,
-                layer_lr_decay=getattr(self, "layer_lr_decay", 1.0),
-                unfreeze=getattr(self, "unfreeze", 0.0),
-                average=getattr(self, "average", 0.0),
-            ),
+            optimizer=self.optimizer_config,
             precision=self.precision,
             grad_clip=self.grad_clip,
             settings=EngineSettings(zero_stage=self.zero_stage, offload=self.offload, deepspeed=self._deepspeed()),
             n_layers=n_layers,
+        )
+
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        return OptimizerConfig(
+            name=self.optimizer,
+            lr=self.lr,
+            muon_lr=self.muon_lr,
+            weight_decay=self.weight_decay,
+            beta2=self.beta2,
         )
 
     @property

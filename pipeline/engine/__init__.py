@@ -58,6 +58,21 @@ class EngineSettings:
             )
 
 
+def refuse_cut(optimizer: OptimizerConfig, zero_stage: int) -> None:
+    """Raise ValueError for an optimizer that needs whole tensors, where ZeRO cuts them."""
+    if not zero_stage:
+        return
+    if optimizer.name == "muon":
+        raise ValueError(
+            f"optimizer=muon needs whole matrices, but zero_stage={zero_stage} flattens and cuts them; "
+            "set zero_stage to 0 or optimizer to adamw"
+        )
+    if optimizer.average:
+        raise ValueError(
+            f"average={optimizer.average} needs whole weights, but zero_stage={zero_stage} cuts them; set one to 0"
+        )
+
+
 class Engine(Protocol):
     """One rank of a training run. Every rank makes the same calls in the same order, or all wait for ever."""
 
@@ -124,12 +139,14 @@ def create(
     """The engine called `name`, which takes `model` over and may move it to its device.
 
     `grad_clip` is the largest global gradient norm, 0 for no limit. Raises ValueError for a name that no module here
-    has, UsageError for settings that do not fit, EnvironmentProblem for a package or device that is missing.
+    has and for an optimizer that `refuse_cut` refuses, UsageError for settings that do not fit, EnvironmentProblem for
+    a package or device that is missing.
     """
     module = variants.load("pipeline.engine", name)
     if settings.zero_stage not in module.ZERO_STAGES:
         choices = ", ".join(map(str, module.ZERO_STAGES))
         raise UsageError(f"zero_stage={settings.zero_stage} must be one of {choices} with engine={name}")
+    refuse_cut(optimizer, settings.zero_stage)
     engine: Engine = module.create(
         model,
         objective,

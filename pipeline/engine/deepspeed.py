@@ -243,15 +243,6 @@ def create(
 ) -> DeepSpeed:
     """See `pipeline.engine.create`."""
     stage = settings.zero_stage
-    if optimizer.name == "muon" and stage:
-        raise UsageError(
-            f"optimizer=muon needs whole matrices, but zero_stage={stage} flattens and cuts them; "
-            "set zero_stage to 0 or optimizer to adamw"
-        )
-    if optimizer.average and stage:
-        raise UsageError(
-            f"average={optimizer.average} needs whole weights, but zero_stage={stage} cuts them; set one to 0"
-        )
     device = pick_device(settings.device)
     library = _library(device)
     _join_group(device)

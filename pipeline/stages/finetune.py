@@ -22,6 +22,7 @@ from pipeline.classify import document_probabilities, tokenize_windows
 from pipeline.engine import Engine
 from pipeline.errors import UsageError
 from pipeline.identity import added
+from pipeline.optimizer import OptimizerConfig
 from pipeline.precision import resolve
 from pipeline.stage import Context, RankContext, Resources, Stage
 from pipeline.stages.labels import Labels
@@ -105,12 +106,18 @@ class FinetuneConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.average and self.zero_stage:
-            raise ValueError(
-                f"average={self.average} needs whole weights, but zero_stage={self.zero_stage} cuts them; set one to 0"
-            )
         if self.seq_len is not None and (reason := self.reading.refusal(self.seq_len)) is not None:
             raise ValueError(reason)
+
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        return replace(
+            super().optimizer_config,
+            head_lr=self.head_lr,
+            layer_lr_decay=self.layer_lr_decay,
+            unfreeze=self.unfreeze,
+            average=self.average,
+        )
 
     def passes(self, steps_per_epoch: int) -> int:
         """Passes over the training texts that training is planned for."""

@@ -17,7 +17,7 @@ from tests.contract.engines import CUT, MODEL, Variant, engine_of
 @pytest.mark.parametrize("variant", CUT)
 def test_a_running_mean_of_cut_weights_is_refused(variant: Variant) -> None:
     with (
-        pytest.raises(UsageError, match=r"average=0.5.*zero_stage=\d"),
+        pytest.raises(ValueError, match=r"average=0.5.*zero_stage=\d"),
         engine_of(variant, optimizer=OptimizerConfig(average=0.5)),
     ):
         pass
@@ -26,7 +26,7 @@ def test_a_running_mean_of_cut_weights_is_refused(variant: Variant) -> None:
 @pytest.mark.parametrize("variant", CUT)
 def test_muon_on_cut_matrices_is_refused(variant: Variant) -> None:
     with (
-        pytest.raises(UsageError, match=r"optimizer=muon.*zero_stage=\d"),
+        pytest.raises(ValueError, match=r"optimizer=muon.*zero_stage=\d"),
         engine_of(variant, optimizer=OptimizerConfig(name="muon")),
     ):
         pass

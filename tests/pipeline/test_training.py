@@ -50,7 +50,7 @@ class Cut(Exception):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _threads_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -340,6 +340,13 @@ def test_a_run_that_cannot_start_says_what_to_change(tmp_path: Path):
         PretrainConfig(steps=3, tokens=5)
     with pytest.raises(UsageError, match="shorter row"):
         built(replace(pretraining(), model=replace(MODEL, seq_len=10**6)), tmp_path)
+
+
+@pytest.mark.parametrize("needs", [{"optimizer": "muon"}, {"average": 0.5}])
+def test_what_needs_whole_weights_is_refused_where_zero_cuts_them(needs: dict[str, Any]):
+    ((name, value),) = needs.items()
+    with pytest.raises(ValueError, match=f"{name}={value} needs whole .*zero_stage=2"):
+        FinetuneConfig(**{**SIMPLE, **needs}, zero_stage=2)
 
 
 def test_the_meter_reports_the_mean_of_its_window():
