@@ -49,14 +49,14 @@ def checked(fast: Encode, reference: Encode, least_chars: int, texts: Sequence[s
 
     It is asked about pieces of them: `least_chars` characters, or JUDGED_SHARE of all where that is more.
     """
-    sample = _first_chars(texts, max(least_chars, int(JUDGED_SHARE * sum(map(len, texts)))))
+    sample = _sample(texts, max(least_chars, int(JUDGED_SHARE * sum(map(len, texts)))))
     ours, theirs = reference(sample), fast(sample)
     if not (np.array_equal(ours.lengths, theirs.lengths) and np.array_equal(ours.ids, theirs.ids)):
         raise Disagreement
     return fast(texts)
 
 
-def _first_chars(texts: Sequence[str], limit: int) -> list[str]:
+def _sample(texts: Sequence[str], limit: int) -> list[str]:
     """About `limit` characters of texts from all over the batch: the beginning of each of some of them."""
     mean = sum(map(len, texts)) // max(1, len(texts))
     n = min(len(texts), max(1, limit // min(PIECE_CHARS, max(1, mean))))

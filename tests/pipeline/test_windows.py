@@ -181,7 +181,7 @@ def test_lengths_cuts_and_tokens_read_are_those_of_all_windows(folders: dict[str
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _threads_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
