@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import zstandard
 
 from pipeline.errors import EnvironmentProblem, UsageError
-from pipeline.pieces import FAMILIES, Piece, delimiter
+from pipeline.pieces import FAMILIES, Piece
 from pipeline.publish import SCRATCH_PREFIX, fsync
+from pipeline.readers import delimiter
 from pipeline.sources import Source, kind_of
 from pipeline.tables import lists_of_texts
 

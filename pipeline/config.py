@@ -4,7 +4,6 @@ Values come from, in rising order: defaults, the files named by `extends:`, the 
 """
 
 import ast
-import copy
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,10 +118,9 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dic
     origins: dict[Path_, Origin] = {}
     for parent in [parents] if isinstance(parents, str) else parents:
         base, base_origins = _read_chain(path.parent / parent, (*seen, path.resolve()))
-        _merge(tree, base)
+        tree = laid_over(tree, base)
         origins |= base_origins
-    _merge(tree, own)
-    return tree, origins | own_origins
+    return laid_over(tree, own), origins | own_origins
 
 
 def _parse(path: Path) -> tuple[CommentedMap, list[str]]:
@@ -177,17 +175,11 @@ def _scalar(node: Any) -> Any:
 
 def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """A nested mapping with the values of another in place of its own, neither of them changed."""
-    merged = copy.deepcopy(dict(base))
-    _merge(merged, over)
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        merged[key] = laid_over(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
 
 
 def _override(text: str, number: int) -> tuple[Path_, Any]:

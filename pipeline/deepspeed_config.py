@@ -82,15 +82,6 @@ def read(path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return passed
 
 
-def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, section by section; where both have a value it is that of `above`."""
-    merged = dict(below)
-    for key, value in above.items():
-        known = merged.get(key)
-        merged[key] = overlay(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
 @dataclass(frozen=True)
 class _Reading:
     """A pass over the file that goes on after a problem, so that all of them can be told at once."""

@@ -21,6 +21,8 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8, UInt64
 
+from pipeline.text import batches
+
 N = 8
 SHORTEST = 5
 ENOUGH = 0.8
@@ -119,7 +121,7 @@ def overlap(
     first_in = np.full(len(known), -1, dtype=np.int64)
     probe = _Probe(known, frozenset(f.size for f in fingerprints if len(f.hashes)), _table(known))
     done = 0
-    for chunk in _chunks(documents) if probe.sizes else ():
+    for chunk in batches(documents, CHUNK_CHARS) if probe.sizes else ():
         _mark(first_in, probe, _words(chunk), done)
         done += len(chunk)
         if on_progress:
@@ -160,7 +162,7 @@ def _fingerprints(texts: Sequence[str], n: int) -> list[_Fingerprints]:
     """The n-grams of the texts; of a text of fewer words, the whole."""
     found = [_Fingerprints(n, np.empty(0, np.uint64), np.empty(0, np.int64))]
     done = 0
-    for chunk in _chunks(texts):
+    for chunk in batches(texts, CHUNK_CHARS):
         words = _words(chunk)
         n_words = np.bincount(words.documents, minlength=len(chunk))
         for size, grams, first in words.ngrams(range(min(SHORTEST, n), n + 1)):
@@ -180,20 +182,6 @@ def _table(known: Hashes) -> Bool[np.ndarray, " slots"]:
 
 def _slot(hashes: Hashes, slots: int) -> Hashes:
     return hashes >> np.uint64(64 - (slots.bit_length() - 1))
-
-
-def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in lists of about CHUNK_CHARS."""
-    chunk: list[str] = []
-    size = 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document)
-        if size >= CHUNK_CHARS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 def _words(documents: Sequence[str]) -> _Words:

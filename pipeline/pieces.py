@@ -1,6 +1,5 @@
 """The rows of a file in pieces, each with its text and all that stands beside it, in bounded memory."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,6 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.readers import (
-    MAX_LINE_BYTES,
     Reading,
     Row,
     check_columns,
@@ -74,25 +72,14 @@ def _json_rows(
 
 
 def _csv_pieces(source: Source, column: str, added: Sequence[str], how: Reading) -> Iterator[Piece]:
-    csv.field_size_limit(MAX_LINE_BYTES)
     with open_bytes(source, how.on_read) as stream:
-        texts = (text for _, text in lines_of(stream, source, how))
-        records = csv_records(csv.reader(texts, delimiter=delimiter(source.kind), strict=True), source)
+        records = csv_records((text for _, text in lines_of(stream, source, how)), source)
         line, header = next(records, (1, []))
         if header:
             check_columns(f"{source.path}:{line}", header, [column])
             _check_free(f"{source.path}:{line}", header, added)
-            yield from _gathered(_csv_rows(records, source, header, header.index(column)), tuple(header))
-
-
-def _csv_rows(
-    records: Iterator[tuple[int, list[str]]], source: Source, header: Sequence[str], place: int
-) -> Iterator[tuple[str, list[str]]]:
-    for line, record in records:
-        if len(record) != len(header):
-            fields = f"{len(record)} fields, but the header has {len(header)}"
-            raise DataError(f"{source.path}:{line}: {fields}. Put texts with commas in quotes")
-        yield record[place], record
+            place = header.index(column)
+            yield from _gathered(((record[place], record) for _, record in records), tuple(header))
 
 
 def _gathered(rows: Iterator[tuple[str, Any]], header: tuple[str, ...] = ()) -> Iterator[Piece]:
@@ -138,8 +125,3 @@ def _check_free(where: str, present: Sequence[str], added: Sequence[str]) -> Non
     for name in added:
         if name in present:
             raise DataError(f"{where}: there is a column {name!r} already. Give --prefix, such as --prefix predicted_")
-
-
-def delimiter(kind: str) -> str:
-    """What stands between two fields of a file of the family CSV."""
-    return "\t" if kind == ".tsv" else ","

@@ -157,24 +157,39 @@ def check_columns(where: str, present: Sequence[str], columns: Sequence[str]) ->
 
 
 def _csv_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[Row]:
-    csv.field_size_limit(MAX_LINE_BYTES)
     with open_bytes(source, how.on_read) as stream:
-        texts = (text for _, text in lines(stream, source, how))
-        records = csv_records(csv.reader(texts, delimiter="\t" if source.kind == ".tsv" else ",", strict=True), source)
+        records = csv_records((text for _, text in lines(stream, source, how)), source)
         line, header = next(records, (1, []))
         if not header:
             return
         check_columns(f"{source.path}:{line}", header, columns)
         places = [header.index(name) for name in columns]
         for line, record in records:
-            if len(record) != len(header):
-                fields = f"{len(record)} fields, but the header has {len(header)}"
-                raise DataError(f"{source.path}:{line}: {fields}. Put texts with commas in quotes")
             yield Row(line, tuple(record[place] for place in places))
 
 
-def csv_records(reader: Any, source: Source) -> Iterator[tuple[int, list[str]]]:
-    """Records that are not blank, with the line each starts on: a quoted field may hold line ends."""
+def csv_records(texts: Iterator[str], source: Source) -> Iterator[tuple[int, list[str]]]:
+    """The header of a CSV or TSV file, then its rows, each with the line it starts on; blank ones are left out.
+
+    Raises DataError for what is not CSV, and for a row that is longer or shorter than the header.
+    """
+    csv.field_size_limit(MAX_LINE_BYTES)
+    width = 0
+    for line, record in _numbered(csv.reader(texts, delimiter=delimiter(source.kind), strict=True), source):
+        width = width or len(record)
+        if len(record) != width:
+            fields = f"{len(record)} fields, but the header has {width}"
+            raise DataError(f"{source.path}:{line}: {fields}. Put texts with commas in quotes")
+        yield line, record
+
+
+def delimiter(kind: str) -> str:
+    """What stands between two fields of a CSV or TSV file."""
+    return "\t" if kind == ".tsv" else ","
+
+
+def _numbered(reader: Any, source: Source) -> Iterator[tuple[int, list[str]]]:
+    """Records with the line each starts on, which a reader does not count: a quoted field may hold line ends."""
     while True:
         line = reader.line_num + 1
         try:

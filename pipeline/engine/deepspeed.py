@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from model.batch import Batch
 from pipeline import deepspeed_config
 from pipeline import optimizer as optimizers
+from pipeline.config import laid_over
 from pipeline.engine import EngineSettings, Hold, Objective, not_finite, pick_device
 from pipeline.engine.plain import clip, replicated_shard, restore_whole
 from pipeline.errors import EnvironmentProblem, UsageError
@@ -307,4 +308,4 @@ def _config(settings: EngineSettings, grad_clip: float) -> dict[str, Any]:
         **deepspeed_config.ENGINE,
     }
     quiet = {"timers": {"throughput": {"enabled": False}}}
-    return deepspeed_config.overlay(deepspeed_config.overlay(quiet, settings.deepspeed), ours)
+    return laid_over(laid_over(quiet, settings.deepspeed), ours)

@@ -11,7 +11,7 @@ from model import variants
 from model.objectives import Pretraining
 from pipeline import engine
 from pipeline.assemble import assemble
-from pipeline.config import load, properties, schema
+from pipeline.config import laid_over, load, properties, schema
 from pipeline.errors import UsageError
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.sections import ModelSection
@@ -151,6 +151,14 @@ def test_a_config_offers_the_engines_and_objectives_that_there_are():
     modules = {name: variants.load("model.objectives", name) for name in variants.names("model.objectives")}
     pretraining = {name for name, module in modules.items() if isinstance(module, Pretraining)}
     assert set(offered["objective"]["enum"]) == pretraining
+
+
+def test_sections_are_laid_over_each_other_key_by_key():
+    assert laid_over({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": {"f": 5}}) == {
+        "a": {"b": 1, "c": 4},
+        "d": 3,
+        "e": {"f": 5},
+    }
 
 
 def test_one_dial_sizes_the_model_and_given_fields_win():

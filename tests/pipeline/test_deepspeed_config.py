@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.deepspeed_config import overlay, read
+from pipeline.deepspeed_config import read
 from pipeline.errors import UsageError
 from pipeline.identity import fingerprint
 from pipeline.stages.finetune import FinetuneConfig
@@ -151,14 +151,6 @@ def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path, text: str
 def test_a_missing_file_is_refused_before_anything_is_built(tmp_path: Path):
     with pytest.raises(UsageError, match=r"deepspeed_config=.*none\.json: no such file"):
         replace(CONFIG, deepspeed_config=str(tmp_path / "none.json")).resolve()
-
-
-def test_sections_are_laid_over_each_other_key_by_key():
-    assert overlay({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": {"f": 5}}) == {
-        "a": {"b": 1, "c": 4},
-        "d": 3,
-        "e": {"f": 5},
-    }
 
 
 def test_knobs_for_memory_enter_no_key():
