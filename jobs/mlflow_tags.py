@@ -62,9 +62,11 @@ def is_set_aside(tags: Mapping[str, str]) -> bool:
 
 
 def params_of(kind: str, recipe: Mapping[str, Any]) -> dict[str, str]:
-    """The settings in a stage's recipe as MLflow's params, named as in a config: `pretrain.lr`, `model.d_model`.
+    """The settings in a stage's recipe as MLflow's params: `pretrain.lr`, `model.d_model`.
 
-    What is longer than MLflow keeps is cut, and then read back as a text.
+    They are named after the kind of stage, wherever in a config they stand: another run may have the same artifact from
+    another place, as from `midtrain` or a task, and in a table of runs a setting is one column. What is longer than
+    MLflow keeps is cut, and then read back as a text.
     """
     own = {name: value for name, value in recipe.items() if name not in ("stage", "sources", "inputs", "config")}
     named = {**own, **({kind: recipe["config"]} if recipe.get("config") else {})}
@@ -72,7 +74,7 @@ def params_of(kind: str, recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def config_of(kind: str, params: Mapping[str, str]) -> dict[str, Any]:
-    """The settings that `params_of` was given: those of the stage's own section at the top, the others beside them."""
+    """The settings that `params_of` was given: those of the stage's `config` at the top, the others beside them."""
     config: dict[str, Any] = {}
     for name, text in params.items():
         *path, last = name.removeprefix(f"{kind}.").split(".")

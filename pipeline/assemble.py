@@ -84,7 +84,7 @@ def assemble(config: PipelineConfig) -> Graph:
         base = pretrain(config, config.pretrain, shards, base)
         trunk += [shards, base]
         if config.midtrain:
-            base = pretrain(config, config.midtrain, shards, base, "midtrain")
+            base = pretrain(config, config.midtrain, shards, base, label="midtrain", section="midtrain")
             trunk.append(base)
     assert base is not None, "there is a model to start from, or pretraining"
     learned = corpus if config.pretrain else None
@@ -93,7 +93,13 @@ def assemble(config: PipelineConfig) -> Graph:
 
 
 def pretrain(
-    config: PipelineConfig, training: PretrainConfig, shards: ShardsStage, base: Base | None, label: str = ""
+    config: PipelineConfig,
+    training: PretrainConfig,
+    shards: ShardsStage,
+    base: Base | None,
+    *,
+    label: str = "",
+    section: str = "pretrain",
 ) -> Pretrain:
     """Wire training on shards, on top of `base` if there is one."""
     return Pretrain(
@@ -104,6 +110,7 @@ def pretrain(
         base=base,
         seed=config.seed,
         label=label,
+        section=section,
     )
 
 
@@ -126,7 +133,7 @@ def shape(config: PipelineConfig, objective: str) -> ModelConfig:
 
 def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corpus: CorpusStage | None) -> Branch:
     """Wire the stages of one task onto the base, which has been trained on the corpus."""
-    labels = LabelsStage(config=task.labels, seed=config.seed, label=name)
+    labels = LabelsStage(config=task.labels, seed=config.seed, label=name, section=of_task(name, "labels"))
     adapted = adapt(config, name, task.adapt, labels, base) if task.adapt else base
     finetune = Finetune(
         config=task.finetune.resolve(),
@@ -136,13 +143,14 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
         labels=labels,
         seed=config.seed,
         label=name,
+        section=of_task(name, "finetune"),
     )
-    classifier = reading_ngrams(task, finetune)
+    classifier = reading_ngrams(name, task, finetune)
     repeats = tuple(
-        reading_ngrams(task, replace(finetune, seed=config.seed + n, label=joined(name, f"seed-{n}")))
+        reading_ngrams(name, task, replace(finetune, seed=config.seed + n, label=joined(name, f"seed-{n}")))
         for n in range(1, config.evaluate.seeds)
     )
-    from_random = reading_ngrams(task, replace(finetune, base=None, label=joined(name, "random-init")))
+    from_random = reading_ngrams(name, task, replace(finetune, base=None, label=joined(name, "random-init")))
     random_init = from_random if config.evaluate.random_init else None
     evaluate = Evaluate(
         config=config.evaluate,
@@ -161,11 +169,17 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
     return Branch(labels, adapted, classifier, rivals, evaluate, export)
 
 
-def reading_ngrams(task: TaskConfig, finetune: Finetune) -> Classifier:
+def reading_ngrams(name: str, task: TaskConfig, finetune: Finetune) -> Classifier:
     """Wire n-grams beside a network, if the task wants them."""
     if task.ngrams is None:
         return finetune
-    return NGramsStage(config=task.ngrams, classifier=finetune, labels=finetune.labels, label=finetune.label)
+    return NGramsStage(
+        config=task.ngrams,
+        classifier=finetune,
+        labels=finetune.labels,
+        label=finetune.label,
+        section=of_task(name, "ngrams"),
+    )
 
 
 def network(classifier: Classifier) -> Finetune:
@@ -177,7 +191,12 @@ def adapt(config: PipelineConfig, name: str, training: PretrainConfig, labels: L
     """Wire pretraining that goes on from the base with the training texts of a task."""
     text, label = TaskText(labels=labels, label=name), joined(name, "adapt")
     shards = ShardsStage(config=config.shards, corpus=text, tokenizer=base.tokenizer, label=label)
-    return pretrain(config, training, shards, base, label)
+    return pretrain(config, training, shards, base, label=label, section=of_task(name, "adapt"))
+
+
+def of_task(task: str, section: str) -> str:
+    """Where in a config a section of a task stands; that of the only task is the pipeline's."""
+    return f"tasks.{task}.{section}" if task else section
 
 
 def joined(*names: str) -> str:

@@ -1,5 +1,6 @@
 """Build what is missing, reuse what is there: a stage runs after what it needs, once, and only if its key is new."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -102,7 +103,8 @@ def explain(recipe: dict[str, Any], stage: Stage[Any], store: Store) -> list[str
     if not differences:
         return [f"no {stage.kind} has been built yet"]
     nearest = min(differences, key=len)
-    return [line.replace("config.", f"{stage.kind}.", 1) for line in nearest] or ["its artifact is incomplete"]
+    section = stage.section or stage.kind
+    return [re.sub(r"^config\.", f"{section}.", line) for line in nearest] or ["its artifact is incomplete"]
 
 
 def build(targets: Sequence[Stage[Any]], store: Store, submit: Submit, *, cpus: int = 1) -> Iterator[Started | Built]:

@@ -120,6 +120,8 @@ class Stage(ABC, Generic[A]):
 
     label: str = knob("")
     """Tells two stages of one kind apart on screen."""
+    section: str = knob("")
+    """Where in a config its field `config` stands, if not under the name of its kind."""
 
     @abstractmethod
     def run(self, ctx: Context) -> None:
@@ -139,7 +141,7 @@ class Stage(ABC, Generic[A]):
 
     @property
     def kind(self) -> str:
-        """What is made, in one word: the folder of its artifacts, and its section of a config."""
+        """What is made, in one word: the folder of its artifacts."""
         return type(self).__name__.lower().removesuffix("stage")
 
     @property

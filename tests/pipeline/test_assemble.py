@@ -1,7 +1,10 @@
 """What a config becomes: the graph of stages, and a branch for each task."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +12,7 @@ from pipeline.assemble import Graph, assemble
 from pipeline.config import load
 from pipeline.errors import UsageError
 from pipeline.pipeline_config import PipelineConfig
+from pipeline.runner import topological
 from pipeline.stages.ngrams import NGramsConfig, NGramsStage
 from pipeline.stages.pretrain import Pretrain
 
@@ -27,10 +31,14 @@ tasks:
 """
 
 
-def graph(tmp_path: Path, text: str, *overrides: str) -> Graph:
+def configured(tmp_path: Path, text: str, *overrides: str) -> PipelineConfig:
     path = tmp_path / "config.yaml"
     path.write_text(text.replace("SMOKE", str(Path("configs/smoke.yaml").absolute())))
-    return assemble(load(PipelineConfig, path, overrides).config)
+    return load(PipelineConfig, path, overrides).config
+
+
+def graph(tmp_path: Path, text: str, *overrides: str) -> Graph:
+    return assemble(configured(tmp_path, text, *overrides))
 
 
 def test_each_task_is_a_branch_on_the_same_base(tmp_path: Path):
@@ -42,6 +50,19 @@ def test_each_task_is_a_branch_on_the_same_base(tmp_path: Path):
         assert branch.evaluate.name == f"evaluate-{name}"
     names = [stage.name for stage in made.targets]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("text", [TWO_TASKS, "extends: SMOKE\nadapt: {steps: 3}"])
+def test_a_stage_says_where_in_the_config_its_settings_stand(tmp_path: Path, text: str):
+    config = configured(tmp_path, text, "midtrain.steps=2", "ngrams.order=2", "evaluate.random_init=true")
+    for stage in topological(assemble(config).targets):
+        if hasattr(stage, "config"):
+            settings = reduce(within, (stage.section or stage.kind).split("."), config)
+            assert getattr(settings, "resolve", lambda s=settings: s)() == stage.config, stage.name
+
+
+def within(settings: Any, name: str) -> Any:
+    return settings[name] if isinstance(settings, Mapping) else getattr(settings, name)
 
 
 def test_a_task_says_only_what_is_its_own(tmp_path: Path):
@@ -139,7 +160,11 @@ def test_ngrams_stand_beside_every_network_of_a_task_that_wants_them(tmp_path: P
     assert plain.classifier == plain.finetune
     assert plain.evaluate.classifier == plain.finetune
     assert other.classifier == NGramsStage(
-        config=NGramsConfig(order=2), classifier=other.finetune, labels=other.labels, label="other"
+        config=NGramsConfig(order=2),
+        classifier=other.finetune,
+        labels=other.labels,
+        label="other",
+        section="tasks.other.ngrams",
     )
     assert other.export
     assert other.export.classifier == other.evaluate.classifier == other.classifier

@@ -9,7 +9,7 @@ from pipeline.errors import StageFailed
 from pipeline.runner import Built, Started, build, build_one, job_for, plan, submit_here, topological
 from pipeline.store import Store
 from pipeline.tracking import read_journal
-from tests.pipeline.toy_stages import Dies, Number, sum_of
+from tests.pipeline.toy_stages import Dies, Fit, Fitted, Number, sum_of
 
 
 def run(target, store: Store) -> dict[str, Built]:
@@ -67,6 +67,17 @@ def test_a_plan_says_what_and_why_and_builds_nothing(tmp_path: Path):
     *_, blocked = plan([sum_of(1, 9)], store)
     assert blocked.key is None
     assert any("inputs.right" in reason for reason in blocked.reasons)
+
+
+def test_a_changed_setting_is_named_by_where_a_config_has_it(tmp_path: Path):
+    store = Store(tmp_path)
+    (tmp_path / "config.json").write_text("one")
+    run(Fitted(config=Fit(rate=1.0), folder=tmp_path, section="midtrain"), store)
+    (tmp_path / "config.json").write_text("two")
+    (planned,) = plan([Fitted(config=Fit(rate=2.0), folder=tmp_path, section="midtrain")], store)
+    assert planned.reasons == ["midtrain.rate: 1.0 -> 2.0", "sources.config.json: one -> two"]
+    (planned,) = plan([Fitted(config=Fit(rate=2.0), folder=tmp_path)], store)
+    assert planned.reasons[0] == "fitted.rate: 1.0 -> 2.0"
 
 
 def test_a_stage_that_dies_leaves_no_artifact(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Stages small enough to see through: write a number, add two numbers, die half way."""
+"""Stages small enough to see through: write a number, add two numbers, read a file and settings, die half way."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,26 @@ class Sum(Stage[int]):
 
     def load(self, path: Path) -> int:
         return int((path / "n.txt").read_text())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted(Stage[float]):
+    config: Fit
+    folder: Path = knob()
+
+    def sources(self) -> dict[str, str]:
+        return {"config.json": (self.folder / "config.json").read_text()}
+
+    def run(self, ctx: Context) -> None:
+        (ctx.out / "n.txt").write_text(str(self.config.rate))
+
+    def load(self, path: Path) -> float:
+        return float((path / "n.txt").read_text())
 
 
 @dataclass(frozen=True, kw_only=True)
