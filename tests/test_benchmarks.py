@@ -1,5 +1,6 @@
 """The short versions of what benchmarks/ measures at length."""
 
+import os
 import subprocess
 import sys
 
@@ -20,10 +21,13 @@ def test_a_pipeline_that_is_killed_at_drawn_moments_leaves_what_an_undisturbed_o
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_up_to_the_kernels_without_a_gpu():
-    command = [sys.executable, "-m", "benchmarks.gpu"]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    toy = subprocess.run([*command, "--toy"], capture_output=True, text=True, check=False)
-    if "there is no GPU here" in refused.stderr:
-        assert refused.returncode == 2
+    def benchmark(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "benchmarks.gpu", *options]
+        none = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=none)
+
+    refused, toy = benchmark(), benchmark("--toy")
+    assert refused.returncode == 2
+    assert "there is no GPU here" in refused.stderr
     assert toy.returncode == 0, toy.stderr
     assert toy.stdout.count("| toy |") == 4

@@ -1,13 +1,12 @@
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import decoder as decoder_module
-from model import rope
 from model.batch import Batch
 from model.heads import LanguageModel
-from model.masks import Pattern
 from model.objectives import next_token
 from tests.model.toys import ids, language_model, tokens
 
@@ -46,13 +45,25 @@ def test_a_causal_body_does_not_see_the_future_and_a_full_one_does():
         assert torch.equal(model(a)[:, :5], model(b)[:, :5]) == causal
 
 
-def test_the_mask_and_the_angles_are_made_once_a_forward(monkeypatch: pytest.MonkeyPatch):
-    made: list[str] = []
-    draw, turn = Pattern.allowed.func, rope.rotation
-    monkeypatch.setattr(Pattern.allowed, "func", lambda self: made.append("mask") or draw(self))
-    monkeypatch.setattr(decoder_module.rope, "rotation", lambda *args: made.append("angles") or turn(*args))
-    language_model(n_layers=3)(tokens(1, 4), ids([0, 0, 1, 1]))
-    assert sorted(made) == ["angles", "mask"]
+class Counted(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.of[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_mask_and_the_angles_are_made_once_a_forward():
+    model = language_model(n_layers=3)
+    with Counted() as operators:
+        model(tokens(1, 4), ids([0, 0, 1, 1]))
+    angles, mask = (operators.of["cos"], operators.of["sin"]), (operators.of["eq"], operators.of["le"])
+    assert (angles, mask) == ((1, 1), (1, 1))
+    assert operators.of["silu"] == 3
 
 
 def test_the_forward_pass_never_reads_values_back_from_the_device():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from model import losses
 from model.batch import IGNORE
@@ -31,18 +32,17 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_plain_path(rows: int, mon
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)
 
 
-def test_few_rows_that_count_cost_no_logits_of_the_others(monkeypatch: pytest.MonkeyPatch):
+def test_few_rows_that_count_cost_no_logits_of_the_others():
     hidden, weight, targets = inputs()
     targets[4:] = IGNORE
-    computed: list[int] = []
-    rows = losses._rows
-    monkeypatch.setattr(losses, "_rows", lambda logits, *rest: computed.append(len(logits)) or rows(logits, *rest))
-    results = []
-    for path in (linear_cross_entropy, plain):
-        total = path(hidden, weight, targets)
-        results.append([total.detach(), *torch.autograd.grad(total * 3.0, (hidden, weight))])
-    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)
-    assert computed == [3]
+    results, flops = [], []
+    for path, rows in ((linear_cross_entropy, slice(None)), (plain, slice(None)), (linear_cross_entropy, slice(1, 4))):
+        with FlopCounterMode(display=False) as counter:
+            total = path(hidden[rows], weight, targets[rows])
+            results.append([total.detach(), *torch.autograd.grad(total * 3.0, (hidden, weight))])
+        flops.append(counter.get_total_flops())
+    torch.testing.assert_close(*results[:2], atol=1e-4, rtol=1e-5)
+    assert flops[0] == flops[2] == 3 * flops[1] / 23
 
 
 def test_the_path_without_gradients_gives_the_same_loss():
