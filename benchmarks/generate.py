@@ -15,7 +15,7 @@ import torch
 from benchmarks import shapes
 from benchmarks.harness import KEPT_MEMORY, Contender, Race, Turn, command_line
 from model.beam_search import beam_search
-from model.decode import pack
+from model.decode import freeze
 from model.generate import generate
 from model.heads import Classifier, LanguageModel
 from model.init import initialize
@@ -44,8 +44,8 @@ def language_model(shape: str) -> LanguageModel:
 
 def ours(turn: Turn, shape: str, rows: int, beams: int, dtype: str) -> None:
     prepare_process(torch.get_num_threads())
-    packed = pack(language_model(shape), getattr(torch, dtype))
-    write = partial(beam_search, packed, beams=beams) if beams > 1 else partial(generate, packed)
+    frozen = freeze(language_model(shape), getattr(torch, dtype))
+    write = partial(beam_search, frozen, beams=beams) if beams > 1 else partial(generate, frozen)
     while True:
         write(prompts(shape, rows), max_new_tokens=NEW)
         turn(rows * NEW)

@@ -95,7 +95,7 @@ def continue_prompts(
     import torch
 
     from model.beam_search import beam_search
-    from model.decode import pack
+    from model.decode import freeze
     from model.decoding import chain
     from model.generate import generate
     from pipeline.tokens import encode_documents, special_ids
@@ -110,11 +110,11 @@ def continue_prompts(
     ids = [tokens if prompt else [ends.bos] for prompt, tokens in zip(prompts, ids, strict=True)]
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": ends.eos}
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-    packed = pack(loaded.model, dtypes[precision])
+    frozen = freeze(loaded.model, dtypes[precision])
     if beams > 1:
-        answers = beam_search(packed, ids, beams=beams, **how)
+        answers = beam_search(frozen, ids, beams=beams, **how)
     else:
-        answers = generate(packed, ids, transforms=chain(rules), seed=seed, **how)
+        answers = generate(frozen, ids, transforms=chain(rules), seed=seed, **how)
     return [
         {"prompt": prompt, "text": loaded.tokenizer.decode(answer)}
         for prompt, answer in zip(prompts, answers, strict=True)

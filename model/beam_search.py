@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from model.decode import Decoding, Packed, pack
+from model.decode import Decoding, Frozen, freeze
 from model.generate import left_padded, refuse_empty, unseen_by
 from model.heads import LanguageModel
 
@@ -18,7 +18,7 @@ Answer = tuple[float, list[int]]
 
 @torch.inference_mode()
 def beam_search(
-    model: LanguageModel | Packed,
+    model: LanguageModel | Frozen,
     prompts: list[list[int]],
     *,
     beams: int,
@@ -38,9 +38,9 @@ def beam_search(
         raise ValueError(f"beams={beams} must be >= 1")
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
-    packed = pack(model)
-    tokens, padding = left_padded(prompts, packed.embed.device)
-    tree = Tree(packed, tokens, padding, beams, max_new_tokens)
+    frozen = freeze(model)
+    tokens, padding = left_padded(prompts, frozen.embed.device)
+    tree = Tree(frozen, tokens, padding, beams, max_new_tokens)
     searches = [Search(beams, eos_id, length_penalty) for _ in prompts]
     scores = tree.first()
     for step in range(max_new_tokens):
@@ -59,12 +59,12 @@ def beam_search(
 class Tree:
     """The lines of some prompts: `grow` reads one more token of each."""
 
-    def __init__(self, packed: Packed, tokens: Tensor, padding: Tensor | None, beams: int, steps: int) -> None:
+    def __init__(self, frozen: Frozen, tokens: Tensor, padding: Tensor | None, beams: int, steps: int) -> None:
         rows, self._prompt = tokens.shape
         room = self._prompt + beams * steps
         self._beams, self._tokens, self._padding = beams, tokens, padding
-        self._decoding = Decoding(packed, rows, room)
-        self._window = packed.cfg.sliding_window
+        self._decoding = Decoding(frozen, rows, room)
+        self._window = frozen.cfg.sliding_window
         self._unseen: Bool[Tensor, "rows beams room"] = torch.ones(
             rows, beams, room, dtype=torch.bool, device=tokens.device
         )

@@ -40,7 +40,7 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class Frozen:
     """A language model's weights as `Decoding` wants them. What is computed has the dtype of `embed`."""
 
     cfg: ModelConfig
@@ -62,13 +62,14 @@ class Packed:
 
 
 @torch.no_grad()
-def pack(model: LanguageModel | Packed, dtype: torch.dtype | None = None) -> Packed:
-    """A copy of the weights; None keeps their dtype. Raises ValueError for a body that reads both ways.
+def freeze(model: LanguageModel | Frozen, dtype: torch.dtype | None = None) -> Frozen:
+    """A copy of the weights; an embedding that has the dtype already is shared. None keeps the dtype.
 
-    int8 rounds the matrices of blocks and head, of which a CPU reads a quarter then, and computes in bfloat16.
-    What is packed already is given back, so that who generates often packs once.
+    Raises ValueError for a body that reads both ways. int8 rounds the matrices of blocks and head, of which a CPU reads
+    a quarter then, and computes in bfloat16. What is frozen already is given back, so that who generates often freezes
+    once.
     """
-    if isinstance(model, Packed):
+    if isinstance(model, Frozen):
         return model
     cfg, body = model.cfg, model.body
     if not cfg.causal:
@@ -85,7 +86,7 @@ def pack(model: LanguageModel | Packed, dtype: torch.dtype | None = None) -> Pac
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * block.mlp_norm.weight
         layers.append(Layer(*map(matrix, (qkv, attention.o_proj.weight, gate_up, mlp.down_proj.weight))))
     embed = body.embed.weight.to(torch.bfloat16 if dtype == torch.int8 else dtype)
-    return Packed(cfg, embed, layers, matrix(model.head.weight * body.norm.weight))
+    return Frozen(cfg, embed, layers, matrix(model.head.weight * body.norm.weight))
 
 
 def _pairs_together(weight: Tensor, head_dim: int) -> Tensor:
@@ -97,9 +98,9 @@ def _pairs_together(weight: Tensor, head_dim: int) -> Tensor:
 class Decoding:
     """Keys and values of some rows of text, and the reading of more. `length` tokens of each row are kept."""
 
-    def __init__(self, packed: Packed, rows: int, room: int) -> None:
-        cfg, like = packed.cfg, packed.embed
-        self._packed, self.room, self.length = packed, room, 0
+    def __init__(self, frozen: Frozen, rows: int, room: int) -> None:
+        cfg, like = frozen.cfg, frozen.embed
+        self._frozen, self.room, self.length = frozen, room, 0
         self._kept = like.new_empty(cfg.n_layers, 2, rows, cfg.n_kv_heads, room, cfg.head_dim)
         angles = rope.angles(torch.arange(room, device=like.device)[None], cfg.head_dim, cfg.rope_theta)[0]
         self._turns = torch.complex(angles.cos(), angles.sin())
@@ -113,47 +114,47 @@ class Decoding:
         `positions` of the tokens in their texts are those of the kept ones where not given; a slice of length 1 is for
         all. `forbidden` is True where a token must not see a kept or new one; None lets it see all that are before it.
         """
-        cfg, new = self._packed.cfg, tokens.shape[1]
+        cfg, new = self._frozen.cfg, tokens.shape[1]
         if self.length + new > self.room:
             raise ValueError(f"room={self.room} is too small for {self.length} tokens that are kept and {new} more")
         here = slice(self.length, self.length + new)
         turns = self._turns[positions or here]
         if forbidden is None and (new > 1 or cfg.sliding_window is not None):
             forbidden = self.later(new)
-        read = self._read_few if tokens.numel() <= FEW and native.takes(self._packed.embed) else self._read
+        read = self._read_few if tokens.numel() <= FEW and native.takes(self._frozen.embed) else self._read
         logits = read(tokens, turns, here, forbidden, last)
         self.length = here.stop
         return logits
 
     def _read(self, tokens: Tokens, turns: Tensor, here: slice, forbidden: Forbidden | None, last: int) -> Tensor:
-        cfg, x = self._packed.cfg, embedding(tokens, self._packed.embed)
+        cfg, x = self._frozen.cfg, embedding(tokens, self._frozen.embed)
         with torch.autocast(tokens.device.type, enabled=False):  # the weights say what is computed in
-            for layer, (keys, values) in zip(self._packed.layers, self._kept, strict=True):
+            for layer, (keys, values) in zip(self._frozen.layers, self._kept, strict=True):
                 qkv = layer.qkv(_normed(x, cfg)).unflatten(-1, (-1, cfg.head_dim))
                 x = x + layer.out(_attend(qkv, turns, forbidden, keys, values, here))
                 gate, up = layer.gate_up(_normed(x, cfg)).chunk(2, dim=-1)
                 x = x + layer.down(silu(gate) * up)
-            return self._packed.head(_normed(x[:, -last:], cfg)).to(torch.promote_types(x.dtype, torch.float32))
+            return self._frozen.head(_normed(x[:, -last:], cfg)).to(torch.promote_types(x.dtype, torch.float32))
 
     def _read_few(
         self, tokens: Tokens, turns: Tensor, here: slice, forbidden: Forbidden | None, last: int
     ) -> Float32[Tensor, "rows last vocab"]:
         """What `_read` does, in one call instead of a dozen a layer."""
-        packed, cfg, (rows, new) = self._packed, self._packed.cfg, tokens.shape
+        frozen, cfg, (rows, new) = self._frozen, self._frozen.cfg, tokens.shape
         assert turns.shape[0] in (1, new)
         assert last <= new
-        x = embedding(tokens, packed.embed).float()
+        x = embedding(tokens, frozen.embed).float()
         stride = 0
         if forbidden is not None:
             forbidden = forbidden.expand(-1, 1, 1, new, here.stop).contiguous()
             stride = new * here.stop if len(forbidden) > 1 else 0
-        logits = x.new_empty(rows, last, len(packed.head.weight))
+        logits = x.new_empty(rows, last, len(frozen.head.weight))
         place = (torch.view_as_real(turns), cfg.head_dim * (len(turns) > 1), forbidden, stride)
-        sizes = (rows, new, last, len(packed.layers), cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_ff)
+        sizes = (rows, new, last, len(frozen.layers), cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_ff)
         kept = (self._kept, self._kept.dtype == torch.bfloat16)
         native.call(
             "read_few",
-            packed.table,
+            frozen.table,
             x,
             *place,
             *kept,
@@ -170,7 +171,7 @@ class Decoding:
         """What new tokens must not see of the kept ones and of each other: what comes later, or lies too far."""
         everything = torch.arange(self.length + new, device=self._turns.device)
         behind = everything[self.length :, None] - everything
-        window = self._packed.cfg.sliding_window
+        window = self._frozen.cfg.sliding_window
         unseen = behind < 0 if window is None else (behind < 0) | (behind >= window)
         return unseen[None, None, None]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from model import counter
-from model.decode import Decoding, Packed, pack
+from model.decode import Decoding, Frozen, freeze
 from model.decoding import Logits, Transform, greedy, is_greedy
 from model.heads import LanguageModel
 
@@ -17,7 +17,7 @@ Chosen = Int64[Tensor, " batch"]
 
 @torch.inference_mode()
 def generate(
-    model: LanguageModel | Packed,
+    model: LanguageModel | Frozen,
     prompts: list[list[int]],
     *,
     max_new_tokens: int,
@@ -35,10 +35,10 @@ def generate(
     refuse_empty(prompts)
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
-    packed = pack(model)
-    keys = _keys(seed, len(prompts)).to(packed.embed.device)
+    frozen = freeze(model)
+    keys = _keys(seed, len(prompts)).to(frozen.embed.device)
     stop = -1 if eos_id is None else eos_id  # -1 is no token
-    answers = _answers(packed, *left_padded(prompts, packed.embed.device), keys, transforms, max_new_tokens, stop)
+    answers = _answers(frozen, *left_padded(prompts, frozen.embed.device), keys, transforms, max_new_tokens, stop)
     return [_before(stop, answer) for answer in answers.tolist()]
 
 
@@ -50,7 +50,7 @@ def refuse_empty(prompts: list[list[int]]) -> None:
 
 
 def _answers(
-    packed: Packed,
+    frozen: Frozen,
     tokens: Int64[Tensor, "batch seq"],
     padding: Bool[Tensor, "batch seq"] | None,
     keys: Chosen,
@@ -59,7 +59,7 @@ def _answers(
     stop: int,
 ) -> Int64[Tensor, "batch new"]:
     """Tokens until every row has met `stop`; what a row has after it means nothing."""
-    decoding = Decoding(packed, len(tokens), tokens.shape[1] + max_new_tokens)
+    decoding = Decoding(frozen, len(tokens), tokens.shape[1] + max_new_tokens)
     done = torch.zeros_like(keys, dtype=torch.bool)
     chosen: list[Tensor] = []
     for step in range(max_new_tokens):

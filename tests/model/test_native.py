@@ -17,7 +17,7 @@ from model import counter, mlp, native, rope
 from model.attention import _native, reference
 from model.batch import IGNORE
 from model.config import ModelConfig
-from model.decode import Decoding, pack
+from model.decode import Decoding, freeze
 from model.dropout import add_dropped, drop
 from model.generate import unseen_by
 from model.heads import LanguageModel
@@ -211,12 +211,12 @@ def test_a_token_at_a_time_gets_the_logits_that_pytorch_gives(heads, window, dty
     )  # fmt: skip
     model = LanguageModel(cfg)
     initialize(model, 0)
-    packed = pack(model, dtype)
+    frozen = freeze(model, dtype)
     tokens = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(0))
     padding = torch.arange(4) < torch.tensor([[2], [0], [3]])
 
     def read() -> list[torch.Tensor]:
-        decoding = Decoding(packed, 3, 12)
+        decoding = Decoding(frozen, 3, 12)
         logits = [decoding.read(tokens[:, :4], forbidden=unseen_by(decoding, 4, padding))]
         for at in range(4, 12):
             unseen = unseen_by(decoding, 1, padding if at % 2 else None)
@@ -234,11 +234,11 @@ def test_what_a_token_gets_does_not_depend_on_those_read_with_it(dtype):
     cfg = ModelConfig(vocab_size=53, d_model=80, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=72, seq_len=16)
     model = LanguageModel(cfg)
     initialize(model, 0)
-    packed = pack(model, dtype)
+    frozen = freeze(model, dtype)
     tokens = torch.randint(0, 53, (5, 9), generator=torch.Generator().manual_seed(0))
 
     def read(rows: slice) -> torch.Tensor:
-        decoding = Decoding(packed, len(tokens[rows]), 9)
+        decoding = Decoding(frozen, len(tokens[rows]), 9)
         parts = (slice(0, 4), slice(4, 5), slice(5, 9))
         return torch.cat([decoding.read(tokens[rows, part], last=part.stop - part.start) for part in parts], dim=1)
 
