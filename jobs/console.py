@@ -53,9 +53,10 @@ class RunView:
             self._running[event.stage.name] = (event, time.monotonic())
             return
         self._running.pop(event.stage.name, None)
-        mark = "[green]built [/]" if event.status == "built" else "[cyan]reused[/]"
+        mark = ("built ", "green") if event.status == "built" else ("reused", "cyan")
         seconds = f"{event.seconds:6.1f} s" if event.status == "built" else " " * 8
-        line = f"{mark} {event.stage.name:<20} {seconds}  [dim]{event.key[:8]}[/]  {headline(event.notes)}"
+        key = (event.key[:8], "dim")
+        line = Text.assemble(mark, f" {event.stage.name:<20} {seconds}  ", key, f"  {headline(event.notes)}")
         self._console.print(line, soft_wrap=True)
 
     def _render(self) -> Group:
@@ -112,7 +113,7 @@ def _f(value: float) -> str:
 
 def print_result(result: Mapping[str, Any]) -> None:
     """The end of a run, on stdout: scores of every task, where things are, and what to do next."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, markup=False, highlight=False)
     tasks = result.get("tasks") or ({"": result} if result.get("accuracy") is not None else {})
     for name, task in tasks.items():
         console.print(Padding(result_table(task, f"{name}, test split" if name else "test split"), (1, 0)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.run import open_config
 from pipeline.errors import UsageError
@@ -42,5 +43,5 @@ def print_plan(rows: Sequence[Mapping[str, Any]]) -> None:
         left_out = len(row["reasons"]) - len(reasons)
         why = "\n".join([*reasons, *([f"and {left_out} more"] if left_out else [])])
         status = "to build" if row["status"] == "built" else "reused"
-        table.add_row(row["name"], f"[{style}]{status}[/]", (row["key"] or "…")[:8], why)
+        table.add_row(row["name"], Text(status, style), (row["key"] or "…")[:8], Text(why))
     Console(file=sys.stdout, highlight=False).print(table)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.status import Status
 
@@ -20,24 +21,27 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["started_ms"] / 1000))
-        state = f"[{COLOURS.get(row['state'], 'yellow')}]{row['state']}[/]"
-        table.add_row(row["run"] or "", row["job_id"] or "", state, since, row["to"] or "here")
-    Console(file=sys.stdout, highlight=False).print(table)
+        table.add_row(row["run"] or "", row["job_id"] or "", _state(row["state"]), since, row["to"] or "here")
+    Console(file=sys.stdout, markup=False, highlight=False).print(table)
 
 
 def status_lines(seen: Status, to: str | None) -> None:
     """A few lines about one run, and what to do next."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, markup=False, highlight=False)
     lines = {
         "run": seen.run,
         "job": seen.job_id and f"{seen.job_id}{f' at {to}' if to else ''}",
-        "state": f"[{COLOURS.get(seen.state, 'yellow')}]{seen.state}[/]",
+        "state": _state(seen.state),
         "stage": seen.stage and f"{seen.stage}{_progress(seen)}",
         "next": _next(seen),
     }
     for title, text in lines.items():
         if text:
-            console.print(f"{title:<7}{text}", soft_wrap=True)
+            console.print(Text.assemble(f"{title:<7}", text), soft_wrap=True)
+
+
+def _state(state: str) -> Text:
+    return Text(state, COLOURS.get(state, "yellow"))
 
 
 def _progress(seen: Status) -> str:

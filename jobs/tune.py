@@ -295,7 +295,7 @@ def print_search(result: Mapping[str, Any], path: Path, overrides: Sequence[str]
     for trial in result["trials"]:
         value = "failed" if trial["value"] is None else f"{trial['value']:.4f}"
         table.add_row(str(trial["number"] + 1), value, f"{trial['seconds']:.0f}", _words(trial["settings"]))
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     console.print(table)
     sets = [part for setting in (*overrides, *written(result["best"])) for part in ("--set", setting)]
     command = shlex.join(["gristmill", "run", str(path), *sets])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.home import home
 from jobs.run import tracking_uri
@@ -76,7 +77,7 @@ def print_predictions(rows: Sequence[Mapping[str, Any]]) -> None:
         sure = ", ".join(f"{p:.2f}" for name, p in ranked if name in answer)
         others = [f"{name} {q:.2f}" for name, q in ranked if name not in answer][: SHOWN_LABELS - 1]
         chosen = ", ".join(name for name, _ in ranked if name in answer) or NO_LABEL
-        table.add_row(f"[bold]{chosen}[/]", sure, f"[dim]{', '.join(others)}[/]", row["text"])
+        table.add_row(Text(chosen, "bold"), sure, Text(", ".join(others), "dim"), Text(row["text"]))
     Console(file=sys.stdout, highlight=False).print(table)
 
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import cli_use
+from jobs.cli import app
 from jobs.predict_files import Order, default_target, predict_file
 from jobs.scoring import PASS_TOKENS, alike
 from jobs.use import predict
@@ -121,6 +122,13 @@ def test_texts_are_labelled_as_files_are(artifact: Path, model: str):
     assert [row["text"] for row in rows] == TEXTS[:5]
     assert [row["label"] for row in rows] == [LABELS[i] for i in table.argmax(axis=1)]
     assert np.abs(np.array([[row["probabilities"][label] for label in LABELS] for row in rows]) - table).max() < 1e-5
+
+
+def test_a_person_reads_texts_as_they_were_given(model: str, capsys: pytest.CaptureFixture[str]):
+    texts = ["see [/INST] end", "arr[i] x [red]"]
+    app(["predict", model, *texts], exit_on_error=False, result_action="return_value")
+    said = capsys.readouterr().out
+    assert all(text in said for text in texts), said
 
 
 def test_a_classifier_artifact_is_used_without_calibration(artifact: Path):
