@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from blake3 import blake3
+
 from jobs.mlflow_client import alone, connect, reaching
+from jobs.record import without_password
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,7 +110,7 @@ def _best(client: "MlflowClient", model: "RegisteredModel") -> "ModelVersion":
 
 def _files(client: "MlflowClient", version: "ModelVersion", home: Path) -> Path:
     location = client.get_model_version_download_uri(version.name, str(version.version))
-    root = _local(location) or _fetched(location, home / "models" / f"{version.name}-{version.version}", client)
+    root = _local(location) or _fetched(location, _kept(client.tracking_uri, location, version, home), client)
     found = [folder for folder in sorted(root.glob("artifacts/*")) if _is_model(folder)]
     if not found:
         raise UsageError(f"models:/{version.name}/{version.version} at {root} holds no model that can be read")
@@ -121,6 +124,15 @@ def _is_model(folder: Path) -> bool:
 def _local(location: str) -> Path | None:
     parts = urlsplit(location)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def _kept(uri: str, location: str, version: "ModelVersion", home: Path) -> Path:
+    """Where the files of a version are kept: another server, or a model made anew, may give the same name and number.
+
+    The location holds an id that MLflow gives to no second model.
+    """
+    files = blake3(f"{without_password(uri)}\0{location}".encode()).hexdigest(length=8)
+    return home / "models" / f"{version.name}-{version.version}-{files}"
 
 
 def _fetched(location: str, target: Path, client: "MlflowClient") -> Path:

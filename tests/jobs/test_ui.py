@@ -119,5 +119,10 @@ def test_a_run_is_sent_to_a_server_and_its_model_fetched_from_there(served: int,
     assert [(m.step, m.timestamp) for m in history] == [(point.step, point.timestamp_ms) for point in journal]
 
     folder = locate("clf", home, uri)
-    assert folder.is_relative_to(home / "models" / "clf-1")
+    assert folder.is_relative_to(home / "models")
     assert locate("clf", home, uri) == folder
+
+    client.delete_registered_model("clf")
+    other = run_toy([Export(base=Pretrain(corpus=Corpus()), seed=1)], plan="other", register_name="clf")
+    assert sync(home, other.run, uri).model_uri == "models:/clf/1"
+    assert locate("clf", home, uri) != folder, "the old version 1 is not taken for the new one"
