@@ -16,7 +16,10 @@ Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Model = Annotated[
     str, Parameter(help="A registered name, NAME@ALIAS, a models:/ URI, an export folder or a classifier artifact.")
 ]
-Texts = Annotated[list[str] | None, Parameter(help="Texts to label; `-` reads lines from standard input.", negative="")]
+Texts = Annotated[
+    list[str] | None,
+    Parameter(help="Texts to label; `-` labels each line of standard input, blank ones too.", negative=""),
+]
 Input = Annotated[
     str | None, Parameter(help="A file to label: jsonl, csv, tsv or parquet; also .gz or .zst.", name="--input")
 ]

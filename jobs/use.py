@@ -11,7 +11,7 @@ from rich.text import Text
 
 from jobs.home import home
 from jobs.run import tracking_uri
-from pipeline.errors import UsageError
+from pipeline.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,34 +28,47 @@ BASES = ("pretrain", "importmodel")
 def predict(model: str, texts: Sequence[str]) -> list[dict[str, Any]]:
     """`[{"text", "label", "probabilities": {label: p}}]`, a row a text, with a registered or exported classifier.
 
+    The one text `-` means the lines of standard input. Raises DataError for what is not UTF-8.
     One that may give a text several labels has `"labels"`, a list, in place of `"label"`.
     """
-    lines = list(_texts(texts))
+    lines = _lines() if list(texts) == ["-"] else _given(texts)
     if not lines:
         return []
-    from pipeline.classify import probabilities
+    from jobs.scoring import scorer
 
     loaded = classifier(model)
-    table = probabilities(loaded, lines)
+    table = scorer(loaded, "fp32")(lines)
     answers = predictions(loaded.labels, table, multi_label=loaded.multi_label)
     return [{"text": text, **answer} for text, answer in zip(lines, answers, strict=True)]
 
 
 def classifier(model: str) -> "LoadedClassifier":
-    """A registered or exported classifier, ready to use where this process computes. Raises UsageError."""
+    """A registered or exported classifier, as `jobs.scoring.scorer` takes it. Raises UsageError."""
     from jobs.models import locate
     from pipeline import export
-    from pipeline.engine import pick_device
 
-    loaded = export.read(locate(model, home(), tracking_uri())).loaded
-    loaded.model.to(pick_device("auto"))
-    return loaded
+    return export.read(locate(model, home(), tracking_uri())).loaded
 
 
-def _texts(texts: Sequence[str]) -> Sequence[str]:
-    if list(texts) == ["-"]:
-        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    return texts
+def _lines() -> list[str]:
+    """Those of standard input, blank ones too, so that answers stand in line with what was asked."""
+    from pipeline.text import normalise
+
+    lines = normalise(_utf8(sys.stdin.buffer.read(), "standard input")).split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _given(texts: Sequence[str]) -> list[str]:
+    """Arguments of the command line, in which Python hides bytes that are no UTF-8."""
+    return [_utf8(text.encode(errors="surrogateescape"), f"text {n}") for n, text in enumerate(texts, 1)]
+
+
+def _utf8(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{where}:{line}: invalid UTF-8 byte 0x{data[error.start]:02x}. Give UTF-8 text") from error
 
 
 def predictions(labels: Sequence[str], table: "np.ndarray", *, multi_label: bool) -> list[dict[str, Any]]:
@@ -101,12 +114,13 @@ def continue_prompts(
     from model.generate import generate
     from pipeline.tokens import encode_documents, special_ids
 
+    prompts = _given(prompts)
     loaded = _language_model(model)
     if not loaded.model.cfg.causal:
         raise UsageError(f"{model} reads both ways (pretrain.objective), so it cannot write from left to right")
     rules: dict[str, float] = {"greedy": 1} if temperature == 0 else {"temperature": temperature}
     rules |= {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None and temperature}
-    ids = [document[:-1].tolist() for document in encode_documents(loaded.tokenizer, list(prompts))]
+    ids = [document[:-1].tolist() for document in encode_documents(loaded.tokenizer, prompts)]
     ends = special_ids(loaded.tokenizer)
     ids = [tokens if prompt else [ends.bos] for prompt, tokens in zip(prompts, ids, strict=True)]
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": ends.eos}

@@ -1,5 +1,6 @@
 """Labels for texts and for files: as the evaluation gives them, in place, by one process or several, whole or not."""
 
+import io
 import json
 import os
 import signal
@@ -64,7 +65,6 @@ def written(path: Path, rows: int) -> list[str]:
         return texts
     import csv
     import gzip
-    import io
 
     import zstandard
 
@@ -117,11 +117,24 @@ def test_every_text_is_in_one_group_and_little_is_padded(lengths: list[int]):
 
 
 def test_texts_are_labelled_as_files_are(artifact: Path, model: str):
-    rows = predict(model, TEXTS[:5])
-    table = calibrated(artifact, TEXTS[:5])
-    assert [row["text"] for row in rows] == TEXTS[:5]
+    rows = predict(model, TEXTS)
+    table = calibrated(artifact, TEXTS)
+    assert [row["text"] for row in rows] == TEXTS
     assert [row["label"] for row in rows] == [LABELS[i] for i in table.argmax(axis=1)]
     assert np.abs(np.array([[row["probabilities"][label] for label in LABELS] for row in rows]) - table).max() < 1e-5
+
+
+def test_each_line_of_standard_input_has_its_answer(model: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("the cat\r\n\nété\n".encode())))
+    assert [row["text"] for row in predict(model, ["-"])] == ["the cat", "", "été"]
+
+
+def test_what_is_not_utf8_is_one_message(model: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n\xe9t\xe9\n")))
+    with pytest.raises(DataError, match="standard input:2: invalid UTF-8 byte 0xe9"):
+        predict(model, ["-"])
+    with pytest.raises(DataError, match="text 2:1: invalid UTF-8 byte 0xe9"):
+        predict(model, ["the cat", os.fsdecode(b"\xe9t\xe9")])
 
 
 def test_a_person_reads_texts_as_they_were_given(model: str, capsys: pytest.CaptureFixture[str]):
