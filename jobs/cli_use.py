@@ -1,7 +1,8 @@
 """The commands that put a model to use: predict, serve, export, generate."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,31 +81,32 @@ def predict(
     calibrated. The output appears when it is whole. A row whose text is null is labelled as an empty text. Where a text
     may have several labels, or none, each of probability 1/2 or more is given: a list, or a string in csv and tsv.
     """
+    of_files: dict[str, Any] = {
+        "output": output,
+        "text": text,
+        "probabilities": probabilities,
+        "prefix": prefix,
+        "separator": separator,
+        "precision": precision,
+        "workers": workers,
+        "force": force,
+    }
     if input_ is None:
-        _predict_texts(model, texts, json_)
+        _predict_texts(model, texts, of_files, json_)
         return
     if texts:
         raise UsageError(f"texts and --input {input_} at once: give one of them")
     from jobs.predict_files import Order, predict_file
 
-    result = predict_file(
-        Order(
-            model=model,
-            input=input_,
-            output=output,
-            text=text,
-            probabilities=probabilities,
-            prefix=prefix,
-            separator=separator,
-            precision=precision,
-            workers=workers,
-            force=force,
-        )
-    )
+    result = predict_file(Order(model=model, input=input_, **of_files))
     emit(result) if json_ else _print_summary(result)
 
 
-def _predict_texts(model: str, texts: list[str] | None, json_: bool) -> None:
+def _predict_texts(model: str, texts: list[str] | None, of_files: Mapping[str, Any], json_: bool) -> None:
+    """Raises UsageError where an option that is for files alone has another value than its default."""
+    defaults = signature(predict).parameters
+    if idle := [f"--{name}" for name, value in of_files.items() if value != defaults[name].default]:
+        raise UsageError(f"{', '.join(idle)}: only with --input FILE")
     if not texts:
         raise UsageError(f'nothing to label: gristmill predict {model} "a text", or --input FILE')
     from jobs.use import predict as predict_texts

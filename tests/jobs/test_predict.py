@@ -218,6 +218,8 @@ def test_what_is_to_be_labelled_is_given_once(tmp_path: Path):
         cli_use.predict("model")
     with pytest.raises(UsageError, match="give one of them"):
         cli_use.predict("model", ["a text"], input_="a.csv")
+    with pytest.raises(UsageError, match="--output, --workers: only with --input FILE"):
+        cli_use.predict("model", ["a text"], output=Path("a.csv"), workers=4)
     with pytest.raises(DataError, match=r"none\.csv: no such file"):
         predict_file(Order(model="model", input=str(tmp_path / "none.csv")))
 
