@@ -78,10 +78,11 @@ def predict_file(order: Order) -> dict[str, Any]:
 
 
 def default_target(path: Path) -> Path:
-    """`data.jsonl.gz` becomes `data.predictions.jsonl.gz`, beside it."""
-    whole = path.suffixes[-2:] if path.suffixes[-1].lower() in COMPRESSIONS else path.suffixes[-1:]
-    ending = "".join(whole)
-    return path.with_name(f"{path.name.removesuffix(ending)}.predictions{ending}")
+    """`data.jsonl.gz` becomes `data.predictions.jsonl.gz`, beside it; parquet, compressed in itself, loses its .gz."""
+    compression = path.suffix if path.suffix.lower() in COMPRESSIONS else ""
+    inner = path.with_name(path.name.removesuffix(compression))
+    ending = inner.suffix if inner.suffix.lower() == ".parquet" else inner.suffix + compression
+    return path.with_name(f"{inner.stem}.predictions{ending}")
 
 
 def _check_free(source: Path, target: Path, force: bool) -> None:

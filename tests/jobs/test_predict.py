@@ -199,6 +199,7 @@ def test_a_column_of_the_name_needs_a_prefix(model: str, tmp_path: Path):
 def test_the_default_output_is_beside_the_input():
     assert default_target(Path("x/a.b.jsonl.gz")) == Path("x/a.b.predictions.jsonl.gz")
     assert default_target(Path("a.CSV")) == Path("a.predictions.CSV")
+    assert default_target(Path("a.parquet.gz")) == Path("a.predictions.parquet")
 
 
 @pytest.mark.slow
