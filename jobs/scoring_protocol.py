@@ -12,6 +12,8 @@ from typing import Any
 import orjson
 
 JSON, CSV = "application/json", "text/csv"
+ENCODINGS = ("", "charset=utf-8", 'charset="utf-8"')
+"""Parameters of a content type that are understood."""
 TEXT = "text"
 """The column that is read where there are several."""
 
@@ -27,7 +29,7 @@ class Refused(Exception):
 def texts_of(body: bytes, content_type: str) -> list[str]:
     """The texts of a request. Raises Refused, 415 for a content type and 400 for a body that cannot be read."""
     kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
-    if kind not in (JSON, CSV) or any(parameter not in ("", "charset=utf-8") for parameter in parameters):
+    if kind not in (JSON, CSV) or any(parameter not in ENCODINGS for parameter in parameters):
         raise Refused(f"Content-Type {content_type!r}: send {JSON} or {CSV}, in UTF-8", 415, "UNSUPPORTED_MEDIA_TYPE")
     return _json_texts(body) if kind == JSON else _csv_texts(body)
 
@@ -75,6 +77,7 @@ def _fits(row: Any, columns: Sequence[Any]) -> bool:
 
 def _csv_texts(body: bytes) -> list[str]:
     """A table with a header, as `DataFrame.to_csv` writes one, with or without its nameless index."""
+    csv.field_size_limit(len(body) + 1)
     try:
         rows = list(csv.reader(io.StringIO(body.decode("utf-8"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:

@@ -41,6 +41,7 @@ GOOD: list[tuple[str, Any]] = [
     (JSON, {"dataframe_split": {"columns": ["n", "text"], "data": [[1, text] for text in TEXTS]}}),
     (JSON, {"dataframe_split": {"data": [[text] for text in TEXTS]}}),
     ("application/json; charset=UTF-8", {"inputs": TEXTS}),
+    ('application/json; charset="utf-8"', {"inputs": TEXTS}),
     (CSV, 'text\n"a, b"\n"say ""why""\nnow"\nété\n'),
     (CSV, ',text\r\n0,"a, b"\r\n1,"say ""why""\nnow"\r\n2,été\r\n'),
 ]
@@ -75,6 +76,11 @@ BAD: list[tuple[str, bytes, int, str]] = [
 @pytest.mark.parametrize(("kind", "body"), GOOD)
 def test_every_form_of_the_protocol_is_read(kind: str, body: Any):
     assert texts_of((body if kind == CSV else json.dumps(body)).encode(), kind) == TEXTS
+
+
+def test_a_field_of_a_table_may_be_as_long_as_a_request():
+    text = "long " * 100_000
+    assert texts_of(f"text\n{text}\n".encode(), CSV) == [text]
 
 
 @pytest.mark.parametrize(("kind", "body", "status", "message"), BAD)
