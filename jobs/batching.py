@@ -11,7 +11,8 @@ import numpy as np
 Score = Callable[[Sequence[str]], np.ndarray]
 
 MOST_WAITING = 100_000
-"""Texts that may wait. More are turned away, so that memory and delays are bounded."""
+"""Texts that may wait, of one request or of many. More are turned away, which bounds the wait; it bounds memory only
+where texts are short, since one may be as long as a request."""
 
 
 class Overloaded(Exception):
@@ -48,8 +49,11 @@ class Batcher:
             self._thread.shutdown()
 
     async def answer(self, texts: Sequence[str]) -> np.ndarray:
-        """What `score` says of the texts, row by row. Raises Overloaded, or what `score` raises."""
-        if self._waiting and self._waiting + len(texts) > MOST_WAITING:
+        """What `score` says of the texts, row by row. Raises Overloaded, or what `score` raises.
+
+        More than MOST_WAITING at once are never answered.
+        """
+        if self._waiting + len(texts) > MOST_WAITING:
             raise Overloaded
         request = _Request(texts, asyncio.get_running_loop().create_future())
         self._waiting += len(texts)

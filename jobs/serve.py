@@ -13,12 +13,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
-from jobs.batching import Batcher, Overloaded
+from jobs.batching import MOST_WAITING, Batcher, Overloaded
 from jobs.scoring import scorer
 from jobs.scoring_protocol import EXAMPLE, JSON, Refused, texts_of
 from jobs.use import classifier, predictions
 from pipeline.errors import EnvironmentProblem
 
+TOO_LARGE = "REQUEST_TOO_LARGE"
 GRACE_SECONDS = 30
 """How long requests in flight may take after SIGTERM."""
 
@@ -102,6 +103,9 @@ def create_app(batcher: Batcher, labels: Sequence[str], max_body_bytes: int, *, 
 
     async def invocations(request: Request) -> JSONResponse:
         texts = texts_of(await _body(request, max_body_bytes), request.headers.get("content-type", JSON))
+        if len(texts) > MOST_WAITING:
+            message = f"{len(texts):,} texts: a request may hold {MOST_WAITING:,}. Send fewer"
+            raise Refused(message, 413, TOO_LARGE)
         table = await batcher.answer(texts) if texts else np.zeros((0, len(labels)), np.float32)
         return JSONResponse({"predictions": predictions(labels, table, multi_label=multi_label)})
 
@@ -118,7 +122,7 @@ def create_app(batcher: Batcher, labels: Sequence[str], max_body_bytes: int, *, 
 
 async def _body(request: Request, limit: int) -> bytes:
     """The body of a request. Raises Refused as soon as it is known to be too large."""
-    too_large = Refused(f"the body is larger than {limit >> 20} MiB. Send fewer texts", 413, "REQUEST_TOO_LARGE")
+    too_large = Refused(f"the body is larger than {limit >> 20} MiB. Send fewer texts", 413, TOO_LARGE)
     if int(request.headers.get("content-length", 0)) > limit:
         raise too_large
     body = bytearray()

@@ -262,6 +262,13 @@ def test_a_bad_request_is_one_message_in_json(served: Served):
 
 
 @pytest.mark.slow
+def test_too_many_texts_are_refused(served: Served):
+    status, body = served.ask("POST", "/invocations", json.dumps({"inputs": [""] * 100_001}).encode())
+    assert (status, json.loads(body)["error_code"]) == (413, "REQUEST_TOO_LARGE")
+    assert "100,001 texts: a request may hold 100,000" in json.loads(body)["message"]
+
+
+@pytest.mark.slow
 def test_too_large_a_body_is_refused_by_its_length_and_as_it_comes(served: Served):
     status, body = served.ask("POST", "/invocations", b"x" * ((1 << 20) + 1))
     assert (status, json.loads(body)["error_code"]) == (413, "REQUEST_TOO_LARGE")
