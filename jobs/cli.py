@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from importlib.metadata import version
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, validators
@@ -30,6 +31,7 @@ On a cluster:
 GRISTMILL_HOME (default ./runs) holds artifacts, journals and mlflow.db. Exit codes: 0 ok, 2 usage or config,
 3 environment, auth or connection, 4 a quality gate failed, 5 failed, 6 cancelled, 8 preempted and resumable,
 130 interrupted.""",
+    version=lambda: version("gristmill"),
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )

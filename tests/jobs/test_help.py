@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
 from cyclopts import App
@@ -18,6 +19,11 @@ def test_every_command_and_each_of_its_options_says_what_it_is_for(command: App)
     assert command.help
     arguments = command.assemble_argument_collection() if command.default_command else []
     assert [argument.names for argument in arguments if not argument.parameter.help] == []
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]):
+    app(["--version"], exit_on_error=False, result_action="return_value")
+    assert capsys.readouterr().out.strip() == version("gristmill")
 
 
 @pytest.mark.parametrize(
