@@ -129,7 +129,7 @@ def tune(
 @app.command(group=RUNS)
 def ui(
     *,
-    host: Annotated[str, Parameter(help="Address to listen on. The default is this machine alone.")] = "127.0.0.1",
+    host: Annotated[str, Parameter(help="The loopback address to listen on; no other is taken.")] = "127.0.0.1",
     port: Annotated[
         int, Parameter(help="Where to point a browser.", validator=validators.Number(gte=1, lte=65535))
     ] = 5000,

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from jobs import head
+from jobs.ui import is_loopback
 from pipeline.errors import EnvironmentProblem, UsageError
 
 LOCAL = "local"
@@ -78,21 +78,13 @@ def remote(address: str, home: Path) -> Target:
     if parts.username or parts.password:
         raise UsageError("--to: no user or password in the address, it is kept; set RAY_AUTH_TOKEN_PATH instead")
     token = find_token(home)
-    if token is None and not _is_loopback(parts):
+    if token is None and not is_loopback(parts.hostname):
         raise EnvironmentProblem(
             f"{address} is another machine, and there is no token for it: whoever reaches a Ray without one may run "
             f"anything on it. Set RAY_AUTH_TOKEN_PATH to the file with the cluster's token, or put it at "
             f"{home / 'ray-token'} (mode 0600); the cluster needs RAY_AUTH_MODE=token"
         )
     return Target(address.rstrip("/"), address.rstrip("/"), token)
-
-
-def _is_loopback(parts: SplitResult) -> bool:
-    host = parts.hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def find_token(home: Path) -> str | None:
@@ -199,7 +191,7 @@ def _client(target: Target) -> Any:
     logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
     for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         os.environ.pop(variable, None)  # Ray would let them win over the address it is given
-    direct = {"proxies": {"http": None, "https": None}} if _is_loopback(urlsplit(target.address)) else {}
+    direct = {"proxies": {"http": None, "https": None}} if is_loopback(urlsplit(target.address).hostname) else {}
 
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **more: Any) -> Any:

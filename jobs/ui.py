@@ -25,15 +25,15 @@ STOP_SECONDS = 10.0
 STARTS_WITHIN_SECONDS = 60.0
 
 
-def serve_ui(home: Path, uri: str, host: str = "127.0.0.1", port: int = 5000, *, allow_remote: bool = False) -> None:
+def serve_ui(home: Path, uri: str, host: str = "127.0.0.1", port: int = 5000) -> None:
     """Serve a tracking store until Ctrl-C, and print the link once it answers. For the URI of a server: only the link.
 
-    Raises UsageError for a host that others can reach, unless `allow_remote`; EnvironmentProblem for a busy port.
+    Raises UsageError for a host that others can reach, EnvironmentProblem for a busy port.
     """
     if uri.startswith(("http://", "https://")):
         _say(f"{without_password(uri).rstrip('/')}/#/experiments?{CLASSIC_VIEW}")
         return
-    if not (allow_remote or is_loopback(host)):
+    if not is_loopback(host):
         raise UsageError(
             f"host={host} can be reached from outside and MLflow asks nobody for a password; use 127.0.0.1"
         )
@@ -63,10 +63,10 @@ def environment(uri: str) -> Mapping[str, str]:
     return {**os.environ, **SETTINGS_OF_SERVER, "MLFLOW_BACKEND_STORE_URI": uri}
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback(host: str | None) -> bool:
     """Whether only this machine can reach a server on this host."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return host == "localhost"
 

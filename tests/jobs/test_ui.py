@@ -20,7 +20,7 @@ from pipeline.tracking import read_journal
 from tests.jobs.conftest import Corpus, Export, Pretrain, Run, new_home
 
 
-def test_a_host_that_others_reach_is_refused_without_the_flag(tmp_path: Path) -> None:
+def test_a_host_that_others_reach_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"host=0\.0\.0\.0 can be reached from outside"):
         serve_ui(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", host="0.0.0.0")
     assert not (tmp_path / "mlflow.db").exists()
