@@ -137,7 +137,7 @@ def continue_prompts(
 
 
 def _language_model(model: str) -> Any:
-    """A pretrain artifact, a Llama folder, or the newest base model of the pipeline of that name."""
+    """A pretrain artifact, a Llama folder, or the newest base model of the pipeline of that name. Raises UsageError."""
     from model.interchange import read_causal_lm
     from pipeline.tokens import load_tokenizer
     from pipeline.weights import CONFIG, LanguageModelFiles, LoadedLanguageModel
@@ -147,7 +147,10 @@ def _language_model(model: str) -> Any:
         folder = _base_of_pipeline(model)
     if (folder / CONFIG).exists():
         return LanguageModelFiles(folder).load()
-    return LoadedLanguageModel(read_causal_lm(folder), load_tokenizer(folder / "tokenizer.json"))
+    try:
+        return LoadedLanguageModel(read_causal_lm(folder), load_tokenizer(folder / "tokenizer.json"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{model}: no language model that can be read: {error}") from error
 
 
 def _base_of_pipeline(name: str) -> Path:

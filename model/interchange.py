@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -220,13 +221,16 @@ def _with_weights(model: Model, folder: Path) -> Model:
 
 
 def _filled(model: Model, weights: dict[str, Tensor], folder: Path) -> Model:
-    model = model.to(next(iter(weights.values())).dtype)
     parameters = {_renamed(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
-    if len(set(parameters.values())) < len(parameters):  # tied: files may hold the shared matrix once or twice
+    tied = len(set(parameters.values())) < len(parameters)
+    if tied and "model.embed_tokens.weight" in weights:  # files may hold the shared matrix once or twice
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     missing, unknown = parameters.keys() - weights.keys(), weights.keys() - parameters.keys()
     if missing or unknown:
         raise ValueError(f"{folder}: weights missing {sorted(missing)}, unknown {sorted(unknown)}")
+    if misfits := [name for name, parameter in parameters.items() if parameter.shape != weights[name].shape]:
+        raise ValueError(f"{folder}: weights of another shape than the config says: {misfits}")
+    model = model.to(next(iter(weights.values())).dtype)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
@@ -240,7 +244,15 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{folder} holds no model*.safetensors; other weight formats are not read, as they may run code"
         )
-    return {name: weight for file in files for name, weight in load_file(file).items()}
+    return {name: weight for file in files for name, weight in read_safetensors(file).items()}
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """The weights of a file by name. Raises OSError, and ValueError for a file that is damaged."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged: {error}") from error
 
 
 def _special_ids(tokenizer_json: Path, special: Special) -> dict[str, int]:

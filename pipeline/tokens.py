@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipeline.errors import StageFailed
+from pipeline.errors import DataError, StageFailed
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 BOS_ID, EOS_ID = 0, 1
@@ -48,9 +48,15 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def load_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, set to read special tokens in a text as ordinary characters."""
+    """The tokenizer of a `tokenizer.json`, set to read special tokens in a text as ordinary characters.
+
+    Raises DataError for a file that is missing or damaged.
+    """
     with panics(f"{file} cannot be loaded"):
-        tokenizer = Tokenizer.from_file(str(file))
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise DataError(f"{file}: no tokenizer that can be read: {error}") from error
     tokenizer.encode_special_tokens = True
     return tokenizer
 

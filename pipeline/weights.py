@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.heads import Classifier, LanguageModel
+from model.interchange import read_safetensors
 from model.ngrams import NGrams
-from pipeline.errors import UsageError
+from pipeline.errors import DataError, UsageError
 from pipeline.identity import canonical
 from pipeline.tokens import load_tokenizer
 from pipeline.windows import ONE_WINDOW, Windows
@@ -52,7 +53,7 @@ class LanguageModelFiles:
 
     @property
     def config(self) -> ModelConfig:
-        return ModelConfig(**_record(self.path)["model"])
+        return _shape(_record(self.path), self.path)
 
     def load(self) -> LoadedLanguageModel:
         model = LanguageModel(self.config)
@@ -66,7 +67,7 @@ class ClassifierFiles:
 
     def load(self) -> LoadedClassifier:
         record = _record(self.path)
-        body, n_labels = Decoder(ModelConfig(**record["model"])), len(record["labels"])
+        body, n_labels = Decoder(_shape(record, self.path)), len(record["labels"])
         ngrams = self._ngrams(n_labels, record["ngrams"]) if "ngrams" in record else None
         multi_label = record.get("multi_label", False)
         model = Classifier(body, n_labels, record["pooling"], multi_label=multi_label, ngrams=ngrams)
@@ -114,12 +115,28 @@ def _write(folder: Path, params: Mapping[str, Tensor], record: dict[str, Any], t
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / CONFIG).read_text())
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / CONFIG}: cannot be read: {error}") from error
+
+
+def _shape(record: Mapping[str, Any], folder: Path) -> ModelConfig:
+    try:
+        return ModelConfig(**record["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder / CONFIG}: model: {error}") from error
 
 
 def _fill(model: nn.Module, folder: Path) -> None:
-    """Copy weights into a model by name; a tied weight is stored under one of its names only."""
-    state = load_file(folder / WEIGHTS)
-    names = {name for name, _ in model.named_parameters()}
-    assert names == state.keys(), f"{folder} was written by another model: {sorted(names ^ state.keys())}"
+    """Copy weights into a model by name; a tied weight is stored under one of its names only. Raises DataError."""
+    try:
+        state = read_safetensors(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
+    ours = {name: parameter.shape for name, parameter in model.named_parameters()}
+    theirs = {name: weight.shape for name, weight in state.items()}
+    if misfits := sorted(name for name, _ in ours.items() ^ theirs.items()):
+        names = ", ".join(dict.fromkeys(misfits))
+        raise DataError(f"{folder / WEIGHTS}: not the weights of a {type(model).__name__} of this shape: {names}")
     model.load_state_dict(state, strict=False)

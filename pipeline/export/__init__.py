@@ -123,7 +123,7 @@ def read(folder: Path) -> Subject:
             loaded = LoadedClassifier(model.float(), load_tokenizer(folder / TOKENIZER), labels, windows)
         else:
             raise UsageError(f"{folder}: neither {HF_CONFIG} nor {CONFIG}, so there is no classifier here")
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{folder}: no classifier that can be read: {error}") from error
     return Subject(loaded, folder / TOKENIZER, float(record.get(CALIBRATION, 1.0)))
 

@@ -150,6 +150,16 @@ def test_a_classifier_artifact_is_used_without_calibration(artifact: Path):
     assert list(row["probabilities"].values()) == pytest.approx(expected, abs=1e-6)
 
 
+def test_only_a_language_model_continues_prompts(artifact: Path, model: str, tmp_path: Path):
+    for folder, message in (
+        (str(artifact), "not the weights of a LanguageModel"),
+        (model, "LlamaForSequenceClassification"),
+        (str(tmp_path), "no language model that can be read: .*config.json"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            cli_use.generate(folder, ["the cat"])
+
+
 @pytest.mark.slow
 def test_several_processes_write_the_bytes_of_one(model: str, tmp_path: Path):
     written(tmp_path / "a.jsonl", 9000)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from pipeline.weights import ClassifierFiles, LoadedClassifier
 from tests.pipeline.data_stages import corpus_of, made
 from tests.pipeline.recipes import SIMPLE
 from tests.pipeline.toy_classifier import RandomClassifier, evaluate_of, labels_of
+from tests.pipeline.toy_export import classifier_folder, subject_of
 
 TEXTS = ["apple", "iron zinc and tin", "one two three four one two three four one two", "<|eos|> pear"]
 
@@ -260,6 +262,52 @@ def test_what_has_no_stock_form_is_refused_before_anything_is_trained_or_becomes
         with pytest.raises(UsageError, match=message):
             Export(config=ExportConfig(formats=formats), classifier=classifier, labels=labels, evaluation=evaluation)
     Export(config=ExportConfig(), classifier=classifier, labels=labels, evaluation=evaluation)
+
+
+def _shorten(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _reshape(file: Path) -> None:
+    record = json.loads(file.read_text())
+    sizes = record.get("model", record)
+    for name in sizes.keys() & {"d_ff", "intermediate_size"}:
+        sizes[name] += 2
+    file.write_text(json.dumps(record))
+
+
+def _add_a_field(file: Path) -> None:
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"model": record["model"] | {"d_new": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "damage", "message"),
+    [
+        ("ours", "model.safetensors", _shorten, r"model\.safetensors: .*damaged"),
+        ("ours", "model.safetensors", Path.unlink, r"model\.safetensors: cannot be read: No such file"),
+        ("ours", "model.json", _reshape, "not the weights of a Classifier of this shape: body.blocks.0.mlp"),
+        ("ours", "model.json", _add_a_field, r"model\.json: model: .*'d_new'"),
+        ("ours", "tokenizer.json", Path.unlink, r"tokenizer\.json: no tokenizer that can be read"),
+        ("hf", "model.safetensors", _shorten, r"model\.safetensors: damaged"),
+        ("hf", "model.safetensors", Path.unlink, r"holds no model\*\.safetensors"),
+        ("hf", "config.json", _reshape, r"weights of another shape than the config says: .*mlp"),
+        ("hf", "tokenizer.json", _shorten, r"tokenizer\.json: no tokenizer that can be read"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_the_file_that_is_wrong(
+    tmp_path: Path, form: str, name: str, damage: Callable[[Path], None], message: str
+):
+    folder = classifier_folder(tmp_path / "ours")
+    if form == "hf":
+        subject, _ = subject_of(folder, 1.0)
+        folder = tmp_path / "hf"
+        folder.mkdir()
+        export.load("hf").write(folder, subject)
+    export.read(folder)
+    damage(folder / name)
+    with pytest.raises(UsageError, match=message):
+        export.read(folder)
 
 
 def _copy(folder: Path, target: Path) -> Path:
