@@ -17,7 +17,7 @@ from pipeline.assessment import Answers
 from pipeline.bootstrap import Comparison, compare, intervals, mcnemar
 from pipeline.classify import probabilities
 from pipeline.engine import pick_device
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import DataError, EnvironmentProblem, UsageError
 from pipeline.labelling import Labelling, rounded
 from pipeline.publish import Manifest, file_digest
 from pipeline.store import Store
@@ -249,11 +249,14 @@ def _measures(store: Store, evaluation: Manifest, weights: set[str]) -> bool:
 
 
 def _write_report(folder: Path, record: dict[str, Any], answers: Answers, about: str) -> None:
-    """Every file appears whole; what else is in the folder stays."""
+    """Every file appears whole; what else is in the folder stays. Raises EnvironmentProblem where none can."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--report {folder}: this is a file. Name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
-        assessment.write(Path(scratch), record, answers, about)
-        for file in sorted(Path(scratch).iterdir()):
-            shutil.move(file, folder / file.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
+            assessment.write(Path(scratch), record, answers, about)
+            for file in sorted(Path(scratch).iterdir()):
+                shutil.move(file, folder / file.name)
+    except OSError as error:
+        raise EnvironmentProblem(f"--report {folder}: cannot be written: {error.strerror or error}") from error

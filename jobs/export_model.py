@@ -7,7 +7,7 @@ from jobs.home import home
 from jobs.models import locate
 from jobs.run import tracking_uri
 from pipeline import export
-from pipeline.errors import UsageError
+from pipeline.errors import EnvironmentProblem, UsageError
 from pipeline.publish import MANIFEST, publishing, read_manifest
 
 N_TEXTS = 16
@@ -27,8 +27,11 @@ def export_model(model: str, format_: str, output: Path, *, force: bool) -> dict
     subject = export.read(locate(model, home(), tracking_uri()))
     seq_len = subject.loaded.model.cfg.seq_len
     wanted = export.expected(subject.loaded, export.vocabulary_texts(subject.loaded.tokenizer, N_TEXTS, seq_len))
-    with publishing(output, {"format": format_, "model": model}) as scratch:
-        gap = export.export(format_, scratch, subject, wanted, TOLERANCE)
+    try:
+        with publishing(output, {"format": format_, "model": model}) as scratch:
+            gap = export.export(format_, scratch, subject, wanted, TOLERANCE)
+    except OSError as error:
+        raise EnvironmentProblem(f"{output}: cannot be written: {error.strerror or error}") from error
     return {
         "format": format_,
         "output": str(output),

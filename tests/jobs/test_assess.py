@@ -16,7 +16,7 @@ from jobs.cli import app
 from jobs.labelled import Columns, read_labelled
 from pipeline import export
 from pipeline.classify import probabilities
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import DataError, EnvironmentProblem, UsageError
 from pipeline.stages.evaluate import Evaluate
 from pipeline.stages.export import Export, ExportConfig
 from pipeline.stages.labels import LabelsStage
@@ -145,6 +145,8 @@ def test_the_report_is_whole_and_leaves_other_files_alone(model: str, data: Path
     assert not list(target.glob(".tmp-*"))
     with pytest.raises(UsageError, match="this is a file"):
         evaluated(model, data, home, report=target / "notes.txt")
+    with pytest.raises(EnvironmentProblem, match="cannot be written: Not a directory"):
+        evaluated(model, data, home, report=target / "notes.txt" / "deep")
 
 
 def test_a_model_compared_with_itself_leads_by_nothing(model: str, data: Path, home: Path):

@@ -61,6 +61,12 @@ def test_only_an_export_is_ever_replaced(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_a_place_that_cannot_be_written_is_one_message(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentProblem, match="file/deep/out: cannot be written: Not a directory"):
+        export_model(str(folder), "hf", tmp_path / "file" / "deep" / "out", force=False)
+
+
 def test_what_a_format_cannot_express_is_refused(folder: Path, tmp_path: Path) -> None:
     mean = classifier_folder(tmp_path / "mean", pooling="mean")
     for name in ("hf", "gguf"):
