@@ -114,9 +114,12 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dic
     document, lines = _parse(path)
     own, own_origins = _plain(document, path, lines)
     parents = own.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UsageError(own_origins[("extends",)].error("extends: must be the name of a file, or a list of names"))
     tree: dict[str, Any] = {}
     origins: dict[Path_, Origin] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         base, base_origins = _read_chain(path.parent / parent, (*seen, path.resolve()))
         tree = laid_over(tree, base)
         origins |= base_origins

@@ -108,6 +108,9 @@ def test_a_file_extends_another_and_wins(tmp_path: Path):
 
 
 def test_files_that_extend_each_other_are_refused(tmp_path: Path):
+    for wrong in ("", "5", "[5]", "{a: b}"):
+        with pytest.raises(UsageError, match=r"toy\.yaml:1:1  extends: must be the name of a file"):
+            read(tmp_path, f"extends: {wrong}\n")
     (tmp_path / "a.yaml").write_text("extends: toy.yaml\n")
     with pytest.raises(UsageError, match="extends itself"):
         read(tmp_path, "extends: a.yaml\n")
