@@ -55,6 +55,9 @@ CALIBRATION = "calibration_temperature"
 PROBLEM_TYPES = {False: "single_label_classification", True: "multi_label_classification"}
 """What transformers calls a classifier, by whether a text may have several labels."""
 
+BUFFER = "rotary_emb.inv_freq"
+"""How the names end of what older versions of transformers saved although rope_theta gives it."""
+
 ARCHITECTURES = ("LlamaForCausalLM", "LlamaForSequenceClassification")
 
 Special = Mapping[str, str]
@@ -238,13 +241,14 @@ def _filled(model: Model, weights: dict[str, Tensor], folder: Path) -> Model:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder, of one file or of several with an index."""
+    """All weights of a folder, of one file or of several with an index; not the buffers that older files hold too."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise ValueError(
             f"{folder} holds no model*.safetensors; other weight formats are not read, as they may run code"
         )
-    return {name: weight for file in files for name, weight in read_safetensors(file).items()}
+    weights = {name: weight for file in files for name, weight in read_safetensors(file).items()}
+    return {name: weight for name, weight in weights.items() if not name.endswith(BUFFER)}
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

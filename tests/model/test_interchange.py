@@ -182,6 +182,15 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path, tokenizer_json:
         read_causal_lm(tmp_path / "out")
 
 
+def test_rotary_buffers_of_older_files_are_passed_over(tmp_path: Path, tokenizer_json: Path):
+    model = language_model()
+    write_causal_lm(tmp_path / "out", model, tokenizer_json, SPECIAL)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(weights, tmp_path / "out" / "model.safetensors")
+    assert torch.equal(read_causal_lm(tmp_path / "out")(tokens(1, 3)), model(tokens(1, 3)))
+
+
 def test_a_tied_model_saved_with_both_matrices_can_be_read(tmp_path: Path, tokenizer_json: Path):
     model = language_model()
     write_causal_lm(tmp_path / "out", model, tokenizer_json, SPECIAL)
