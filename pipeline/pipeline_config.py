@@ -49,7 +49,8 @@ class PipelineConfig:
     seed: int = 0
     """Seed of everything random: data order, initial weights, dropout, splits, bootstrap."""
     init_from: str | None = None
-    """Folder of a Llama model as transformers saves it, or a registered model (models:/NAME@ALIAS), to start from.
+    """What to start from: a folder with a Llama model as transformers saves it, or with a model of our own, such as an
+    ONNX export; or a registered model (models:/NAME@ALIAS).
 
     It brings its tokenizer and its sizes; rows are no longer than it was made for, and pretraining may be left out."""
     corpus: CorpusConfig | None = None

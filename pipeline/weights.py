@@ -22,6 +22,8 @@ from pipeline.tokens import load_tokenizer
 from pipeline.windows import ONE_WINDOW, Windows
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
+EMBEDDING, HEAD = "body.embed.weight", "head.weight"
+"""What a language model may share between its two ends."""
 COUNTS = "log"
 """How often a text has an n-gram enters as 1 + its logarithm; classifiers without this word were made before that."""
 
@@ -57,7 +59,7 @@ class LanguageModelFiles:
 
     def load(self) -> LoadedLanguageModel:
         model = LanguageModel(self.config)
-        _fill(model, self.path)
+        _fill(model, _weights(self.path), self.path)
         return LoadedLanguageModel(model, load_tokenizer(self.path / TOKENIZER))
 
 
@@ -71,7 +73,7 @@ class ClassifierFiles:
         ngrams = self._ngrams(n_labels, record["ngrams"]) if "ngrams" in record else None
         multi_label = record.get("multi_label", False)
         model = Classifier(body, n_labels, record["pooling"], multi_label=multi_label, ngrams=ngrams)
-        _fill(model, self.path)
+        _fill(model, _weights(self.path), self.path)
         windows = Windows.of(record, body.cfg.seq_len)
         return LoadedClassifier(model, load_tokenizer(self.path / TOKENIZER), record["labels"], windows)
 
@@ -79,6 +81,20 @@ class ClassifierFiles:
         if record.get("counts") != COUNTS:
             raise UsageError(f"{self.path} is of a gristmill that counted n-grams otherwise; run its pipeline again")
         return NGrams(n_labels, record["order"], record["buckets"])
+
+
+def read_body(folder: Path, cfg: ModelConfig) -> LanguageModel:
+    """A language model of shape `cfg` with the weights of a model in our own form, or of its body. Raises DataError.
+
+    A classifier's head is left behind, and the embedding becomes the head.
+    """
+    weights = _weights(folder)
+    state = {name: weight for name, weight in weights.items() if name.startswith("body.")}
+    if not cfg.tie_embeddings and EMBEDDING in weights:
+        state[HEAD] = weights.get(HEAD, weights[EMBEDDING])
+    model = LanguageModel(cfg)
+    _fill(model, state, folder)
+    return model
 
 
 def write_language_model(folder: Path, params: Mapping[str, Tensor], cfg: ModelConfig, tokenizer: Path) -> None:
@@ -128,12 +144,15 @@ def _shape(record: Mapping[str, Any], folder: Path) -> ModelConfig:
         raise DataError(f"{folder / CONFIG}: model: {error}") from error
 
 
-def _fill(model: nn.Module, folder: Path) -> None:
-    """Copy weights into a model by name; a tied weight is stored under one of its names only. Raises DataError."""
+def _weights(folder: Path) -> dict[str, Tensor]:
     try:
-        state = read_safetensors(folder / WEIGHTS)
+        return read_safetensors(folder / WEIGHTS)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy weights into a model by name; a tied weight is stored under one of its names only. Raises DataError."""
     ours = {name: parameter.shape for name, parameter in model.named_parameters()}
     theirs = {name: weight.shape for name, weight in state.items()}
     if misfits := sorted(name for name, _ in ours.items() ^ theirs.items()):

@@ -10,21 +10,27 @@ from tokenizers import Tokenizer, processors
 
 from model.config import ModelConfig
 from model.interchange import read_body, read_config
-from pipeline import sources
+from pipeline import sources, weights
 from pipeline.errors import DataError
 from pipeline.identity import knob
 from pipeline.publish import combined
 from pipeline.stage import Context, Stage
 from pipeline.stages.tokenizer import TokenizerFile
-from pipeline.tokens import load_tokenizer
-from pipeline.weights import LanguageModelFiles, write_language_model
+from pipeline.tokens import load_tokenizer, special_tokens
+from pipeline.weights import CONFIG, LanguageModelFiles, write_language_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-MODEL_FILES = ("config.json", "model*.safetensors")
+LLAMA_CONFIG = "config.json"
+MODEL_FILES = (LLAMA_CONFIG, CONFIG, "model*.safetensors")
 
 
 def model_config(folder: str) -> ModelConfig:
-    """The shape of the model in a Hugging Face folder. Raises DataError for one that cannot be read or computed."""
+    """The shape of the model in a Hugging Face folder, or in one of our own such as an ONNX export.
+
+    Raises DataError for one that cannot be read or computed.
+    """
+    if _is_ours(folder):
+        return LanguageModelFiles(Path(folder)).config
     try:
         return read_config(Path(folder))
     except (OSError, ValueError, KeyError) as error:
@@ -65,7 +71,7 @@ class ImportTokenizer(Stage[TokenizerFile]):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportModel(Stage[LanguageModelFiles]):
-    """Takes over the weights of a Llama language model, or of the body of a Llama classifier, as float32."""
+    """Takes over the weights of a language model, or of the body of a classifier, as float32."""
 
     folder: str = knob()
     model: ModelConfig
@@ -83,7 +89,8 @@ class ImportModel(Stage[LanguageModelFiles]):
                 "rows of embedding; they do not belong together"
             )
         try:
-            language_model = read_body(Path(self.folder), self.model).float()
+            read = weights.read_body if _is_ours(self.folder) else read_body
+            language_model = read(Path(self.folder), self.model).float()
         except (OSError, ValueError) as error:
             raise DataError(f"init_from={self.folder}: {error}") from None
         write_language_model(ctx.out, dict(language_model.named_parameters()), self.model, tokenizer.file)
@@ -102,8 +109,15 @@ def _described(folder: str, files: Mapping[str, str]) -> dict[str, str]:
     return sources.described(folder, digest, "init_from")
 
 
+def _is_ours(folder: str | Path) -> bool:
+    return (Path(folder) / CONFIG).is_file() and not (Path(folder) / LLAMA_CONFIG).is_file()
+
+
 def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
     """The tokens to put before and after a text; where none begins a text, the one that ends it does."""
+    if _is_ours(folder):
+        ours = special_tokens(tokenizer)
+        return ours["bos_token"], ours["eos_token"]
     named: dict[str, Any] = {}
     for file in TOKENIZER_FILES[1:]:
         if (path := folder / file).exists():

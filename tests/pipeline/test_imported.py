@@ -27,6 +27,8 @@ from pipeline.publish import combined
 from pipeline.runner import Built, build, submit_here
 from pipeline.store import Store
 from pipeline.tokens import special_ids
+from pipeline.weights import ClassifierFiles
+from tests.pipeline.toy_export import classifier_folder
 
 SIZES: dict[str, Any] = {
     "vocab_size": 400,
@@ -129,6 +131,20 @@ def test_the_body_of_a_classifier_will_do(tmp_path: Path, start: Path):
     theirs = LlamaForSequenceClassification.from_pretrained(folder)
     text = torch.arange(10)[None]
     torch.testing.assert_close(loaded.body(text), theirs.model(text).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_classifier_that_transformers_has_no_class_for_will_do(tmp_path: Path, tied: bool):
+    shape = {"causal": False, "seq_len": 48, "tie_embeddings": tied}
+    folder = classifier_folder(tmp_path / "ours", pooling="mean", ngrams=2, **shape)
+    theirs = ClassifierFiles(folder).load()
+    tokenizer, base = graph(tmp_path, folder).trunk
+    loaded = opened(tmp_path, base).load().model
+    assert torch.equal(loaded.body.embed.weight, theirs.model.body.embed.weight)
+    assert torch.equal(loaded.head.weight, theirs.model.body.embed.weight)
+    assert loaded.cfg.causal
+    text = "the cat sat"
+    assert opened(tmp_path, tokenizer).load().encode(text).ids == theirs.tokenizer.encode(text).ids
 
 
 def test_what_cannot_be_read_is_refused_before_anything_is_built(tmp_path: Path, start: Path):
