@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from blake3 import blake3
 
+from jobs.models import SCHEME
 from jobs.run import write_resolved
 from pipeline import sources
 from pipeline.assemble import assemble
@@ -18,13 +19,15 @@ from pipeline.config import flat, load
 from pipeline.errors import UsageError
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.publish import file_digest
+from pipeline.stages.imported import MODEL_FILES, TOKENIZER_FILES
 
 PACKAGES = ("model", "pipeline", "jobs")
 NOT_CODE = {"__pycache__"}
 NEVER = {".git", ".venv", "venv", "__pycache__", "node_modules"}
 CONFIG = "config.yaml"
-DATA, FILE = "path", "deepspeed_config"
-"""Keys of a config, whatever section they are in, that name data (a file, a folder, a pattern) and a single file."""
+DATA, FILE, MODEL = "path", "deepspeed_config", "init_from"
+"""Keys of a config, whatever section they are in, that name data (a file, a folder, a pattern), a single file, and the
+folder of a model."""
 
 LIMIT_BYTES = 100 << 20
 """The largest upload that Ray's dashboard accepts."""
@@ -104,13 +107,13 @@ def inputs(config: PipelineConfig, folder: Path, kept: Path) -> dict[str, Path]:
     """The files that the config names by relative paths. Absolute ones are the cluster's, which must have them."""
     found = {}
     for key, value in flat(asdict(config)):
-        if key.rpartition(".")[2] in (DATA, FILE) and isinstance(value, str) and _is_relative(value):
+        if key.rpartition(".")[2] in (DATA, FILE, MODEL) and isinstance(value, str) and _is_relative(value):
             found |= _inputs_of(key, value, folder, kept)
     return found
 
 
 def _is_relative(value: str) -> bool:
-    return not value.startswith("~") and "://" not in value and not Path(value).is_absolute()
+    return not value.startswith(("~", SCHEME)) and "://" not in value and not Path(value).is_absolute()
 
 
 def _inputs_of(key: str, value: str, folder: Path, kept: Path) -> dict[str, Path]:
@@ -119,16 +122,21 @@ def _inputs_of(key: str, value: str, folder: Path, kept: Path) -> dict[str, Path
             f"{key}={value}: outside the current folder, so it cannot go along. Submit from a folder above it, or give "
             f"an absolute path that the cluster has"
         )
-    is_data = key.rpartition(".")[2] == DATA
-    paths = (
-        [p for source in sources.find(str(folder / value), splits=True) for p in source.files]
-        if is_data
-        else [folder / value]
-    )
+    paths = _files(key.rpartition(".")[2], folder / value)
+    if not paths:
+        raise UsageError(f"{key}={value}: no folder with a model in it, {folder / value}")
     for path in paths:
         if NEVER & set(path.relative_to(folder).parts) or path.is_relative_to(kept):
             raise UsageError(f"{key}={value}: means {path} too, which never goes along. Name the data more closely")
     return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _files(key: str, place: Path) -> list[Path]:
+    if key == DATA:
+        return [file for source in sources.find(str(place), splits=True) for file in source.files]
+    if key == MODEL:
+        return [file for pattern in (*MODEL_FILES, *TOKENIZER_FILES) for file in sorted(place.glob(pattern))]
+    return [place]
 
 
 def _zip(archive: Path, files: Mapping[str, Path], limit_bytes: int) -> None:

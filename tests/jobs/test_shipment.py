@@ -82,6 +82,27 @@ def test_an_input_that_cannot_go_along_is_refused(folder: Path, path: str, why: 
         pass
 
 
+def started_from(folder: Path, start: str) -> PipelineConfig:
+    sizes = [f"model.{size}=null" for size in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")]
+    return config(folder, f"init_from={start}", *sizes)
+
+
+def test_a_model_to_start_from_goes_along_and_a_registered_one_is_the_clusters(folder: Path):
+    (folder / "start").mkdir()
+    for name in ("config.json", "model-1.safetensors", "tokenizer.json", "notes.txt"):
+        (folder / "start" / name).write_text("words")
+    with packed(started_from(folder, "start"), folder, folder / "runs") as shipment:
+        names = {name for name in zipfile.ZipFile(shipment.archive).namelist() if name.startswith("start")}
+    assert names == {"start/config.json", "start/model-1.safetensors", "start/tokenizer.json"}
+    with packed(started_from(folder, "models:/base@champion"), folder, folder / "runs"):
+        pass
+    with (
+        pytest.raises(UsageError, match="init_from=nowhere: no folder with a model in it"),
+        packed(started_from(folder, "nowhere"), folder, folder / "runs"),
+    ):
+        pass
+
+
 def test_an_absolute_path_is_the_clusters(folder: Path):
     with packed(config(folder, "corpus.path=/shared/none.txt"), folder, folder / "runs") as shipment:
         assert "data/corpus.txt" not in zipfile.ZipFile(shipment.archive).namelist()
