@@ -28,9 +28,9 @@ On a cluster:
 * `gristmill submit configs/quickstart.yaml --to http://head:8265`: on any Ray cluster
 * `gristmill status`, `gristmill logs RUN -f`, `gristmill cancel RUN`, `gristmill resume RUN`
 
-GRISTMILL_HOME (default ./runs) holds artifacts, journals and mlflow.db. Exit codes: 0 ok, 2 usage or config,
-3 environment, auth or connection, 4 a quality gate failed, 5 failed, 6 cancelled, 8 preempted and resumable,
-130 interrupted.""",
+GRISTMILL_HOME (default ./runs) holds artifacts, journals and mlflow.db; MLFLOW_TRACKING_URI names another MLflow.
+Exit codes: 0 ok, 2 usage or config, 3 environment, auth or connection, 4 a quality gate failed, 5 failed,
+6 cancelled, 8 preempted and resumable, 130 interrupted.""",
     version=lambda: version("gristmill"),
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,

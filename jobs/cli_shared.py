@@ -61,4 +61,4 @@ def build(
     if json_:
         emit({**result, **(more or {})})
     else:
-        print_result(result)
+        print_result(result, runs.tracking_uri())

@@ -1,5 +1,6 @@
 """What a person sees while a pipeline runs: a line as each stage ends, and live progress of those that run."""
 
+import shlex
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.pace import seconds_left
+from jobs.record import without_password
 from jobs.times import told
 from pipeline.runner import Built, Started
 from pipeline.store import Store
@@ -111,17 +113,22 @@ def _f(value: float) -> str:
     return f"{value:.3f}"
 
 
-def print_result(result: Mapping[str, Any]) -> None:
-    """The end of a run, on stdout: scores of every task, where things are, and what to do next."""
+def print_result(result: Mapping[str, Any], default_uri: str) -> None:
+    """The end of a run, on stdout: scores of every task, where things are, and what to do next.
+
+    `default_uri` is the tracking store that later commands look into unless they are told another.
+    """
     console = Console(file=sys.stdout, markup=False, highlight=False)
     tasks = result.get("tasks") or ({"": result} if result.get("accuracy") is not None else {})
     for name, task in tasks.items():
         console.print(Padding(result_table(task, f"{name}, test split" if name else "test split"), (1, 0)))
         _print_places(console, _places(task))
-    _print_places(console, {"tracking": result["tracking_uri"]})
+    uri = without_password(result["tracking_uri"])
+    _print_places(console, {"tracking": uri})
     _print_places(console, {"time": f"{result['wall_seconds']:.0f} s: {told(result['seconds'])}"})
     console.print("\nNext:")
-    for command in _next_commands(result["name"], tasks):
+    there = "" if result["tracking_uri"] == default_uri else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
+    for command in _next_commands(result["name"], tasks, there):
         console.print(f"  {command}", soft_wrap=True)
 
 
@@ -139,9 +146,10 @@ def _print_places(console: Console, places: Mapping[str, str | None]) -> None:
             console.print(f"{title:<11}{place}", soft_wrap=True)
 
 
-def _next_commands(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _next_commands(name: str, tasks: Mapping[str, Mapping[str, Any]], there: str) -> list[str]:
+    """`there` says to those that ask the tracking store which one it is."""
     models = [
         task["model_uri"].split("/")[1] if task.get("model_uri") else task.get("export_dir") for task in tasks.values()
     ]
-    predict = [f'gristmill predict {model} "a text to label"' for model in models if model]
-    return [*predict, f'gristmill generate {name} "the beginning of"', "gristmill ui"]
+    predict = [f'{there}gristmill predict {model} "a text to label"' for model in models if model]
+    return [*predict, f'gristmill generate {name} "the beginning of"', f"{there}gristmill ui"]
