@@ -137,7 +137,7 @@ def continue_prompts(
 
 
 def _language_model(model: str) -> Any:
-    """A pretrain artifact, a Llama folder, or the newest base model of the pipeline of that name. Raises UsageError."""
+    """A pretrain artifact, a Llama folder, or a base model of the pipeline of that name. Raises UsageError."""
     from model.interchange import read_causal_lm
     from pipeline.tokens import load_tokenizer
     from pipeline.weights import CONFIG, LanguageModelFiles, LoadedLanguageModel
@@ -154,17 +154,18 @@ def _language_model(model: str) -> Any:
 
 
 def _base_of_pipeline(name: str) -> Path:
+    """The last base that its newest run made and that can write; where none can, the last."""
     from jobs.record import list_records
     from pipeline.store import Store
+    from pipeline.weights import LanguageModelFiles
 
     records = [record for record in list_records(home()) if record.name == name]
-    stages = [stage for record in records for stage in record.stages if stage.kind in BASES and stage.key]
-    for stage in stages:
-        folder = Store(home()).path(stage.kind, str(stage.key))
-        if folder.is_dir():
-            return folder
+    stages = [stage for record in records for stage in reversed(record.stages) if stage.kind in BASES and stage.key]
+    folders = [Store(home()).path(stage.kind, str(stage.key)) for stage in stages]
+    if there := [folder for folder in folders if folder.is_dir()]:
+        return next((folder for folder in there if LanguageModelFiles(folder).config.causal), there[0])
     known = ", ".join(sorted({record.name for record in list_records(home())}))
-    there = f"the pipelines there are {known}" if known else "nothing has been run there yet: gristmill run CONFIG"
+    others = f"the pipelines there are {known}" if known else "nothing has been run there yet: gristmill run CONFIG"
     raise UsageError(
-        f"{name!r} is no folder, and no pipeline of that name has a pretrained model in {home().resolve()}; {there}"
+        f"{name!r} is no folder, and no pipeline of that name has a pretrained model in {home().resolve()}; {others}"
     )
