@@ -77,9 +77,10 @@ def predict(
     * `gristmill predict quickstart --input reviews.csv --text body`: writes reviews.predictions.csv
     * `gristmill predict quickstart@champion --input big.jsonl.zst --output labelled.jsonl.gz --workers 4 --json`
 
-    A file is streamed: rows stay in their order and keep all they have, and get a label and its confidence, which is
-    calibrated. The output appears when it is whole. A row whose text is null is labelled as an empty text. Where a text
-    may have several labels, or none, each of probability 1/2 or more is given: a list, or a string in csv and tsv.
+    A file is streamed: rows stay in their order and keep all they have, and get a label and its confidence. The output
+    appears when it is whole. A row whose text is null is labelled as an empty text. Where a text may have several
+    labels, or none, each of probability 1/2 or more is given: a list, or a string in csv and tsv. Probabilities are
+    calibrated, but for those of a classifier artifact, which is the network as it was trained.
     """
     of_files: dict[str, Any] = {
         "output": output,
@@ -178,8 +179,9 @@ def export(
     * `gristmill export quickstart --format onnx --output out/`: onnxruntime; any pooling, bodies that read both ways
     * `gristmill export quickstart --format gguf --output out/`: llama.cpp, tokenizer inside
 
-    The probabilities are calibrated in all of them: the head is divided by the temperature of the evaluation. onnx and
-    gguf need the extra of their name: pip install 'gristmill[onnx]'.
+    The probabilities are calibrated in all of them, the head being divided by the temperature of the evaluation, unless
+    MODEL is a classifier artifact, which knows of none. onnx and gguf need the extra of their name:
+    pip install 'gristmill[onnx]'.
     """
     from jobs.export_model import export_model
 
