@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from pipeline.encoder import prepared
 from pipeline.tokens import BOS, BOS_ID, EOS, EOS_ID, PAD
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("gristmill")
 
 FAST, REFERENCE = "gigabpe", "tokenizers"
 JUDGED_CHARS, JUDGED_VOCAB = 1 << 20, 2048

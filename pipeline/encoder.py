@@ -17,7 +17,7 @@ from tokenizers.normalizers import Lowercase
 
 from pipeline.tokens import encode_documents, load_tokenizer, special_ids
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("gristmill")
 
 JUDGED_CHARS = 1 << 16
 """So much of a corpus both engines encode at least."""

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("gristmill")
 
 SOURCES = Path(__file__).parent
 FLAGS = (

@@ -33,7 +33,7 @@ from pipeline.tables import n_groups, read_group
 from pipeline.text import unit_hashes
 from pipeline.token_stream import TokenStream
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("gristmill")
 
 __all__ = ["ShardsConfig", "ShardsStage", "Split", "TokenShards", "TokenStream"]
 
