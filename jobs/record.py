@@ -73,6 +73,7 @@ class Record:
     params: Mapping[str, Any] = field(default_factory=dict)
     stages: Sequence[StageRecord] = ()
     result: Mapping[str, Any] | None = None
+    """The JSON of a run that succeeded; of another the "error" that ended it."""
 
     def stage(self, name: str) -> StageRecord:
         return next(stage for stage in self.stages if stage.name == name)
@@ -121,14 +122,14 @@ class OpenRecord:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None and self.record.status == "running":
-            self._broken_off(ended_by(kind))
+            self._broken_off(ended_by(kind), str(error))
         self.release()
 
-    def _broken_off(self, status: EndStatus) -> None:
+    def _broken_off(self, status: EndStatus, why: str) -> None:
         ended: StageStatus = "failed" if status == "failed" else "pending"
         for stage in [stage for stage in self.record.stages if stage.status == "running"]:
             self._put(replace(stage, status=ended, finished_ms=now_ms()))
-        self.finish(status)
+        self.finish(status, {"error": why} if why else None)
 
     def _put(self, stage: StageRecord) -> None:
         self._save(replace(self.record, stages=[stage if s.name == stage.name else s for s in self.record.stages]))

@@ -18,7 +18,7 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """A line a run or job: what to call it, its state, since when, and where."""
     table = Table(box=None, pad_edge=False)
     for column in ("run", "job", "state", "since", "where"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=column != "where", overflow="fold")
     for row in rows:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["started_ms"] / 1000))
         table.add_row(row["run"] or "", row["job_id"] or "", _state(row["state"]), since, row["to"] or "here")
@@ -33,6 +33,7 @@ def status_lines(seen: Status, to: str | None) -> None:
         "job": seen.job_id and f"{seen.job_id}{f' at {to}' if to else ''}",
         "state": _state(seen.state),
         "stage": seen.stage and f"{seen.stage}{_progress(seen)}",
+        "error": seen.error,
         "next": _next(seen),
     }
     for title, text in lines.items():
@@ -64,5 +65,7 @@ def _next(seen: Status) -> str | None:
             return f"gristmill logs {name} -f" if seen.job_id else f"gristmill cancel {name}"
         case "succeeded":
             return None
+        case "failed":
+            return f"gristmill resume {name}, or gristmill run CONFIG if the config was wrong"
         case _:
             return f"gristmill resume {name}"

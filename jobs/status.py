@@ -29,6 +29,7 @@ class Status:
 
     `lost` says that it is running, and no process holds it. `step` of `steps` is the progress of the stage that runs,
     in that stage's own units (optimizer steps in training), where it tells; `eta_seconds` is for that stage too.
+    `error` is what ended it.
     """
 
     run: str | None
@@ -38,6 +39,7 @@ class Status:
     steps: int | None = None
     eta_seconds: float | None = None
     job_id: str | None = None
+    error: str | None = None
 
 
 def run_status(home: Path, run: str) -> Status:
@@ -49,7 +51,8 @@ def run_status(home: Path, run: str) -> Status:
 
 def recorded(home: Path, record: Record, state: str) -> Status:
     """What the record and the files beside it say of a run that is in `state`."""
-    seen = Status(run=record.run, state=state, job_id=record.job_id)
+    error = (record.result or {}).get("error") if state == record.status else None
+    seen = Status(run=record.run, state=state, job_id=record.job_id, error=error)
     stage = next((stage for stage in record.stages if stage.status in ("running", "failed")), None)
     if stage is None or state == "succeeded":
         return seen

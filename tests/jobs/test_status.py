@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from jobs import manage, record, submissions
 from jobs.record import Record, open_record
+from jobs.show import runs_table, status_lines
 from jobs.status import Status, hide, marker, run_status, told
 from jobs.submissions import Submission
 from pipeline.errors import EnvironmentProblem, UsageError
@@ -57,9 +59,27 @@ def test_a_run_that_trains_tells_its_stage_step_and_time_left(tmp_path: Path):
         "steps": 100,
         "eta_seconds": None,
         "job_id": None,
+        "error": None,
     }
     assert seen.eta_seconds is not None
     assert 80 * 0.002 * 0.5 < seen.eta_seconds < 80 * 0.002 * 20
+
+
+def test_what_ended_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with suppress(UsageError), begin(tmp_path) as opened:
+        raise UsageError("labels.csv: no column 'label'")
+    status_lines(run_status(tmp_path, opened.record.run), None)
+    shown = capsys.readouterr().out
+    assert "error  labels.csv: no column 'label'" in shown
+    assert f"gristmill resume {opened.record.run}, or gristmill run CONFIG if the config was wrong" in shown
+
+
+def test_ids_of_runs_are_never_folded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a-run-with-a-long-name-20261122-063120-5f0c"
+    row = {"run": name, "job_id": None, "state": "lost", "started_ms": 0, "to": "http://head.example:8265"}
+    runs_table([row])
+    assert name in capsys.readouterr().out
 
 
 def test_a_pause_in_training_does_not_spoil_the_time_left(tmp_path: Path):

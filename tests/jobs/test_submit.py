@@ -144,7 +144,7 @@ def test_a_watched_job_ends_with_its_log_and_its_exit_code(client: Client, finis
     assert not any("::gristmill" in line for line in log)
     run = json.loads(log[-1])["run"]
     expected = {"run": run, "state": "succeeded", "job_id": ended["job_id"]}
-    empty = {"stage": None, "step": None, "steps": None, "eta_seconds": None}
+    empty = {"stage": None, "step": None, "steps": None, "eta_seconds": None, "error": None}
     assert client.json("status", run) == client.json("status", ended["job_id"]) == expected | empty
     assert (run, "succeeded") in [(row["run"], row["state"]) for row in client.json("list")]
     assert client("resume", run).returncode == 2
