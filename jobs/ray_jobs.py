@@ -16,6 +16,8 @@ from jobs.ui import is_loopback
 from pipeline.errors import EnvironmentProblem, UsageError
 
 LOCAL = "local"
+AGENT_SECONDS = 60.0
+"""How long a head may answer before it has an agent."""
 TIMEOUT_SECONDS = (5.0, 60.0)
 """For a connection, and for an answer. Ray itself would wait for ever."""
 GREETING, GREETING_SECONDS = "/api/version", (5.0, 8.0)
@@ -124,20 +126,26 @@ class Jobs:
         raise AssertionError
 
     def submit(self, job: str, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-        """Submit a job under an id of ours. False where the cluster knows that id already."""
-        with self._reaching():
-            try:
-                self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=job,
-                    runtime_env=dict(runtime_env),
-                    metadata=dict(metadata),
-                )
-            except RuntimeError as error:
-                if "already exists" in str(error):
-                    return False
-                raise
-        return True
+        """Submit a job under an id of ours. False where the cluster knows that id already.
+
+        A head that has just started answers before it has an agent to give a job to; it is then asked again.
+        """
+        until = time.monotonic() + AGENT_SECONDS
+        while True:
+            with self._reaching():
+                try:
+                    self._client.submit_job(
+                        entrypoint=entrypoint,
+                        submission_id=job,
+                        runtime_env=dict(runtime_env),
+                        metadata=dict(metadata),
+                    )
+                    return True
+                except RuntimeError as error:
+                    if "already exists" in str(error):
+                        return False
+                    if "No available agent" not in str(error) or time.monotonic() > until:
+                        raise
 
     def find(self, job: str) -> Job | None:
         """A job, or None where this cluster has none of that id."""
