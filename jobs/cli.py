@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter, validators
 
 from jobs import cli_cluster, cli_quality, cli_registry, cli_use
 from jobs.cli_shared import CONFIG, RUN, RUNS, Config, Inline, Json, NoColor, Overrides, Quiet, build, emit
-from pipeline.errors import GristmillError
+from pipeline.errors import EnvironmentProblem, GristmillError, lacking
 
 app = App(
     name="gristmill",
@@ -153,7 +153,6 @@ def sync(
     from jobs.home import home
     from jobs.run import tracking_uri
     from jobs.track_mlflow import sync_all
-    from pipeline.errors import EnvironmentProblem
 
     rows = sync_all(home(), tracking_uri(), run)
     failed = [f"{row['run']}: {row['error']}" for row in rows if "error" in row]
@@ -205,6 +204,10 @@ def schema() -> None:
     sys.stdout.write(json.dumps(config_schema(PipelineConfig), indent=2) + "\n")
 
 
+for command in app.subapps:
+    command.help_epilogue = ""  # where to start is told once, by `gristmill --help`
+
+
 def main() -> int:
     """Run a command; return its exit code. A user's mistake is one message, never a traceback."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -216,6 +219,12 @@ def main() -> int:
     except GristmillError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    except OSError as error:
+        problem = lacking(getattr(error, "cause", error))  # Ray's errors are of the type of the one that they hold
+        if problem is None:
+            raise
+        sys.stderr.write(f"{problem}\n")
+        return problem.exit_code
     except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"{str(interrupt) or 'Interrupted. The same command goes on where it stopped.'}\n")
         return 130

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from pipeline.errors import GristmillError
-
 RUN = Group.create_ordered("Run a pipeline")
 RUNS = Group.create_ordered("Runs and jobs")
 MODELS = Group.create_ordered("Use a model")
@@ -44,7 +42,7 @@ def build(
     no_color: bool,
     more: dict[str, Any] | None = None,
 ) -> None:
-    """Run a config here and show how it ends; `more` goes into the JSON. Raises GristmillError, KeyboardInterrupt."""
+    """Run a config here and show how it ends; `more` goes into the JSON. Raises what ended it."""
     from jobs import run as runs
     from jobs.console import RunView, print_result
     from jobs.times import process_began
@@ -54,7 +52,7 @@ def build(
     view = RunView(Store(runs.home()), quiet=quiet, no_color=no_color)
     try:
         result = runs.run(config, overrides, inline=inline, view=view, began=began)
-    except (GristmillError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if json_:
             emit({**runs.failed(error, time.monotonic() - began), **(more or {})})
         raise

@@ -1,5 +1,6 @@
 """What can go wrong for a user, and the exit code that says so. Anything else that escapes is a bug."""
 
+import errno
 from typing import ClassVar
 
 
@@ -23,6 +24,18 @@ class EnvironmentProblem(GristmillError):
     """Something outside the config is missing or unreachable: a package, a device, a server, disk space."""
 
     exit_code = 3
+
+
+NO_ROOM_OR_RIGHT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def lacking(error: BaseException) -> EnvironmentProblem | None:
+    """What an error says that comes of a full or forbidden disk, as a problem of the environment; of another, None."""
+    if not isinstance(error, OSError) or error.errno not in NO_ROOM_OR_RIGHT:
+        return None
+    return EnvironmentProblem(
+        f"{error.filename or 'writing'}: {error.strerror}. Make room or give rights; then run again"
+    )
 
 
 class GateFailed(GristmillError):
