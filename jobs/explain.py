@@ -45,9 +45,14 @@ def _rows(document: dict[str, Any], at: tuple[str, ...]) -> Iterator[tuple[str, 
 
 
 def _text(name: str, node: Mapping[str, Any]) -> str:
-    default = json.dumps(node["default"]) if "default" in node else "required"
-    knob = "; a knob: changing it rebuilds nothing" if node.get("x-knob") else ""
-    return f"{name}: {_type(node)}, default {default}{knob}\n{indent(node.get('description', ''), ' ' * 4)}\n"
+    default = f"default {json.dumps(node['default'])}" if "default" in node else "required"
+    knob = f"; {_effect(name)}" if node.get("x-knob") else ""
+    return f"{name}: {_type(node)}, {default}{knob}\n{indent(node.get('description', ''), ' ' * 4)}\n"
+
+
+def _effect(name: str) -> str:
+    is_place = name.rpartition(".")[2] == "path"
+    return "what is there counts, not where that is" if is_place else "a knob: changing it rebuilds nothing"
 
 
 def _type(node: Mapping[str, Any]) -> str:
@@ -56,5 +61,5 @@ def _type(node: Mapping[str, Any]) -> str:
     if "enum" in node:
         return " | ".join(map(str, node["enum"]))
     bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
-    limits = [f"{sign} {node[bound]:g}" for bound, sign in bounds if bound in node]
+    limits = [f"{sign} {json.dumps(node[bound])}" for bound, sign in bounds if bound in node]
     return " ".join([str(node.get("const", node.get("type", "value"))), *([", ".join(limits)] if limits else [])])

@@ -196,7 +196,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, inline: bool):
         (["run", SMOKE, "--set", "pretrain.stpes=3"], "--set #1  pretrain.stpes: unknown key. Did you mean `steps`?"),
         (["run", SMOKE, "--set", "model.d_model=33"], "d_model=33 must be a multiple of n_heads=2"),
         (["run", SMOKE, "--set", "corpus.path=none.txt"], "none.txt"),
-        (["why", SMOKE, "pretrian"], "there are corpus, tokenizer"),
+        (["why", SMOKE, "pretrian"], "there are labels, corpus, tokenizer"),
         (["predict", "none", "text"], "none"),
         (["generate", "none", "text"], "none"),
         (["frobnicate"], "frobnicate"),
@@ -215,6 +215,8 @@ def test_explain_gives_type_default_range_and_meaning(tmp_path: Path):
     text = gristmill(tmp_path, "config", "explain", "finetune.lr").stdout
     assert text.startswith("finetune.lr: number > 0, <= 1, default 0.0014")
     assert "Peak learning rate" in text
+    place = gristmill(tmp_path, "config", "explain", "labels.path").stdout
+    assert place.startswith("labels.path: string, required; what is there counts, not where that is\n")
     _, *meaning = gristmill(tmp_path, "config", "explain", "labels.split").stdout.splitlines()
     assert len(meaning) > 1
     assert all(line.startswith("    ") for line in meaning)
