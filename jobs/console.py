@@ -93,7 +93,7 @@ def headline(notes: Mapping[str, Any]) -> str:
 def result_table(scores: Mapping[str, Any], title: str) -> Table:
     """The scores of a classifier, its rivals on the same split beneath."""
     table = Table(box=None, pad_edge=False)
-    for column in (title, "accuracy", "95 % interval", "macro-F1", "ECE"):
+    for column in (title, "accuracy", "95 % interval", "macro-F1", "ECE, calibrated"):
         table.add_column(column, justify="left" if column == title else "right")
     low, high = scores["accuracy_ci"]
     interval = f"{_f(low)} to {_f(high)}"
