@@ -70,8 +70,12 @@ def _find(client: "MlflowClient", name: str, alias: str | None, version: str | N
     known = {registered.name: registered for registered in _registered(client)}
     if name not in known:
         near = difflib.get_close_matches(name, known, cutoff=0.3) or sorted(known)[:5]
-        remedy = f"Nearest: {', '.join(near)}" if near else "Nothing is registered yet: gristmill run CONFIG does it"
-        raise UsageError(f"{name!r} is neither an export folder nor a registered model. {remedy}")
+        nothing = (
+            "Nothing is registered there: gristmill run CONFIG does it; GRISTMILL_HOME or MLFLOW_TRACKING_URI say where"
+        )
+        where = without_password(client.tracking_uri)
+        remedy = f"Nearest: {', '.join(near)}" if near else nothing
+        raise UsageError(f"{name!r} is neither an export folder nor a registered model of {where}. {remedy}")
     if alias:
         return _by_alias(client, known[name], alias)
     return _by_version(client, name, version) if version else _best(client, known[name])

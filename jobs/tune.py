@@ -96,6 +96,7 @@ def tune(
     with on_ray(options) as submit:
         for event in build([branch.labels, *branch.finetune.inputs.values()], opened.store, submit, cpus=all_cpus):
             if not isinstance(event, Built):
+                say(f"building {event.stage.name}")
                 continue
             if event.status == "built":
                 say(f"built {event.stage.name} in {event.seconds:.0f} s")

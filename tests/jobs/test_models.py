@@ -120,7 +120,7 @@ def test_a_name_that_leads_nowhere_says_what_there_is(two_versions: Path, wanted
 
 
 def test_an_empty_registry_says_so(home: Path, uri: str) -> None:
-    with pytest.raises(UsageError, match="Nothing is registered yet"):
+    with pytest.raises(UsageError, match="Nothing is registered there"):
         locate("clf", home, uri)
 
 
