@@ -139,7 +139,7 @@ def continue_prompts(
 def _language_model(model: str) -> Any:
     """A pretrain artifact, a Llama folder, or a base model of the pipeline of that name. Raises UsageError."""
     from model.interchange import read_causal_lm
-    from pipeline.tokens import load_tokenizer
+    from pipeline.tokens import import_tokenizer
     from pipeline.weights import CONFIG, LanguageModelFiles, LoadedLanguageModel
 
     folder = Path(model)
@@ -148,7 +148,7 @@ def _language_model(model: str) -> Any:
     if (folder / CONFIG).exists():
         return LanguageModelFiles(folder).load()
     try:
-        return LoadedLanguageModel(read_causal_lm(folder), load_tokenizer(folder / "tokenizer.json"))
+        return LoadedLanguageModel(read_causal_lm(folder), import_tokenizer(folder))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{model}: no language model that can be read: {error}") from error
 

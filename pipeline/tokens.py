@@ -1,13 +1,15 @@
 """The one way that text becomes token ids: special tokens around each document, and none that a text could forge."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from pipeline.errors import DataError, StageFailed
 
@@ -16,6 +18,9 @@ BOS_ID, EOS_ID = 0, 1
 """Those of a tokenizer of our own."""
 PADS = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>", "[UNK]")
 """What is taken for padding, the first that there is."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""What says how a tokenizer of others reads: itself, and its special tokens by their roles."""
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 """What tokenizers reads before each batch."""
@@ -59,6 +64,43 @@ def load_tokenizer(file: Path) -> Tokenizer:
             raise DataError(f"{file}: no tokenizer that can be read: {error}") from error
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def import_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model of others, made to put a first and a last token around every text and to cut none.
+
+    Those of public models put the first at most. Raises DataError where no token is known to end a text.
+    """
+    tokenizer = load_tokenizer(folder / TOKENIZER_FILES[0])
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    bos, eos = _ends(folder, tokenizer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {eos}", special_tokens=[(token, tokenizer.token_to_id(token)) for token in {bos, eos}]
+    )
+    return tokenizer
+
+
+def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The tokens to put before and after a text, as files beside the tokenizer name them, or as it puts them itself.
+
+    Where none begins a text, the one that ends it does.
+    """
+    named: dict[str, Any] = {}
+    for file in TOKENIZER_FILES[1:]:
+        if (path := folder / file).exists():
+            named |= json.loads(path.read_text(encoding="utf-8"))
+    bos, eos = (_content(named.get(role)) for role in ("bos_token", "eos_token"))
+    if eos and tokenizer.token_to_id(eos) is not None:
+        return (bos if bos and tokenizer.token_to_id(bos) is not None else eos), eos
+    if len(tokenizer.encode("").ids) != 2:
+        raise DataError(f"{folder}: its tokenizer_config.json names no eos_token that tokenizer.json has")
+    known = special_tokens(tokenizer)
+    return known["bos_token"], known["eos_token"]
+
+
+def _content(token: str | dict[str, Any] | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:

@@ -1,12 +1,8 @@
 """A language model of somebody else's to start from: its tokenizer and its weights, each in our own form."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer, processors
 
 from model.config import ModelConfig
 from model.interchange import read_body, read_config
@@ -16,10 +12,9 @@ from pipeline.identity import knob
 from pipeline.publish import combined
 from pipeline.stage import Context, Stage
 from pipeline.stages.tokenizer import TokenizerFile
-from pipeline.tokens import load_tokenizer, special_tokens
+from pipeline.tokens import TOKENIZER_FILES, import_tokenizer
 from pipeline.weights import CONFIG, LanguageModelFiles, write_language_model
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LLAMA_CONFIG = "config.json"
 MODEL_FILES = (LLAMA_CONFIG, CONFIG, "model*.safetensors")
 
@@ -52,13 +47,7 @@ class ImportTokenizer(Stage[TokenizerFile]):
         return sources.folder_digests(self.folder, TOKENIZER_FILES)
 
     def run(self, ctx: Context) -> None:
-        tokenizer = load_tokenizer(Path(self.folder) / "tokenizer.json")
-        bos, eos = _ends(Path(self.folder), tokenizer)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A {eos}", special_tokens=[(token, tokenizer.token_to_id(token)) for token in {bos, eos}]
-        )
+        tokenizer = import_tokenizer(Path(self.folder))
         tokenizer.save(str(ctx.out / "tokenizer.json"))
         ctx.notes["metrics"] = {"vocab_size": float(tokenizer.get_vocab_size())}
         ctx.notes["headline"] = f"{tokenizer.get_vocab_size():,} tokens of {Path(self.folder).name}"
@@ -111,22 +100,3 @@ def _described(folder: str, files: Mapping[str, str]) -> dict[str, str]:
 
 def _is_ours(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file() and not (Path(folder) / LLAMA_CONFIG).is_file()
-
-
-def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The tokens to put before and after a text; where none begins a text, the one that ends it does."""
-    if _is_ours(folder):
-        ours = special_tokens(tokenizer)
-        return ours["bos_token"], ours["eos_token"]
-    named: dict[str, Any] = {}
-    for file in TOKENIZER_FILES[1:]:
-        if (path := folder / file).exists():
-            named |= json.loads(path.read_text(encoding="utf-8"))
-    bos, eos = (_content(named.get(role)) for role in ("bos_token", "eos_token"))
-    if not eos or tokenizer.token_to_id(eos) is None:
-        raise DataError(f"init_from={folder}: its tokenizer_config.json names no eos_token that tokenizer.json has")
-    return (bos if bos and tokenizer.token_to_id(bos) is not None else eos), eos
-
-
-def _content(token: str | dict[str, Any] | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token

@@ -1,9 +1,11 @@
-"""Which model a name means where a pipeline makes several that write texts."""
+"""Which model writes a text, and what it goes on after."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jobs import cli_use
 from model.config import ModelConfig
@@ -14,6 +16,7 @@ from pipeline.store import Store
 from pipeline.weights import write_language_model
 from tests.jobs.conftest import Run
 from tests.pipeline.toy_export import classifier_folder
+from tests.pipeline.toy_llama import llama_folder
 
 CFG = ModelConfig(
     vocab_size=300, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=16, seq_len=32, tie_embeddings=False
@@ -56,3 +59,16 @@ def test_a_name_means_the_last_base_that_can_write(
         return capsys.readouterr().out
 
     assert written("toy") == written(str(by_name["pretrain"])) != written(str(by_name["importmodel"]))
+
+
+@pytest.mark.parametrize("reads", ["$A", "<s> $A", "<s> $A </s>"])
+def test_a_llama_folder_writes_what_transformers_does_after_the_whole_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reads: str
+):
+    folder = llama_folder(tmp_path / "llama", reads)
+    tokenizer, model = PreTrainedTokenizerFast.from_pretrained(folder), LlamaForCausalLM.from_pretrained(folder)
+    prompt = torch.tensor([[0, *tokenizer("the sea was", add_special_tokens=False).input_ids]])
+    answer = model.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=1)[0, prompt.shape[1] :]
+    capsys.readouterr()  # where libraries that transformers loads have had their say
+    cli_use.generate(str(folder), ["the sea was"], temperature=0, max_new_tokens=8)
+    assert capsys.readouterr().out == f"the sea was{tokenizer.decode(answer, skip_special_tokens=True)}\n"

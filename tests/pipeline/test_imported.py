@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     LlamaConfig,
-    LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
@@ -29,18 +27,8 @@ from pipeline.store import Store
 from pipeline.tokens import special_ids
 from pipeline.weights import ClassifierFiles
 from tests.pipeline.toy_export import classifier_folder
+from tests.pipeline.toy_llama import SIZES, llama_folder
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 48,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-}
 ONLY_TUNED = """
 extends: SMOKE
 init_from: START
@@ -53,18 +41,7 @@ finetune: {epochs: 1, batch_size: 32}
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of other sizes, with a tokenizer that has no padding and ends no text by itself."""
-    folder = tmp_path_factory.mktemp("start")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=390, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(Path("data/smoke/corpus.txt").read_text().splitlines(), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**SIZES, bos_token_id=0, eos_token_id=1)).save_pretrained(folder)
-    return folder
+    return llama_folder(tmp_path_factory.mktemp("start"))
 
 
 def graph(tmp_path: Path, start: Path, text: str = ONLY_TUNED, *overrides: str) -> Graph:
