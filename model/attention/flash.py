@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -26,7 +27,7 @@ def attend(q: Query, k: KeyValue, v: KeyValue, pattern: Pattern) -> Query:
             "train under bf16 autocast, or set attention='auto'"
         )
     cu_seqlens, max_seqlen = pattern.cu_seqlens, pattern.max_seqlen
-    out = _varlen(torch.cuda.get_device_capability(q.device)[0])(
+    out = varlen(torch.cuda.get_device_capability(q.device)[0])(
         *(x.flatten(0, 1) for x in (q, k, v)),
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_k=cu_seqlens,
@@ -48,10 +49,16 @@ def _window(pattern: Pattern) -> dict[str, tuple[int, int]]:
 
 
 @cache
-def _varlen(compute_capability: int) -> Callable[..., Any]:
-    """flash-attn-4 where its backward pass runs (compute capability 9 and up), else flash-attn 2."""
-    if compute_capability >= 9 and importlib.util.find_spec("flash_attn.cute") is not None:
-        from flash_attn.cute import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
-    else:
-        from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+def varlen(compute_capability: int) -> Callable[..., Any]:
+    """flash-attn-4 where its backward pass runs (compute capability 9 and up), else flash-attn 2.
+
+    flash-attn 2.8 ships the folder of flash-attn-4 without what that imports, so only importing it tells.
+    """
+    if compute_capability >= 9:
+        with suppress(ImportError):
+            from flash_attn.cute import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+
+            return flash_attn_varlen_func
+    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+
     return flash_attn_varlen_func

@@ -1,7 +1,9 @@
 """Every module in `model/attention/` is tested by being there."""
 
+import importlib
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +117,24 @@ def test_asking_for_flash_without_it_names_the_extra(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install gristmill\[flash\]"):
         attention.kernel("flash")
+
+
+@pytest.mark.parametrize(
+    ("imports", "capability", "chosen"),
+    [("", 9, "flash_attn.cute"), ("", 8, "flash_attn"), ("import cutlass_that_is_not_here\n", 9, "flash_attn")],
+)
+def test_flash_4_is_chosen_only_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imports: str, capability: int, chosen: str
+):
+    for package, text in (("flash_attn", ""), ("flash_attn/cute", imports)):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(f"{text}def flash_attn_varlen_func(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("flash_attn", "flash_attn.cute", "model.attention.flash"):
+        monkeypatch.setitem(sys.modules, module, None)  # so that what is imported here is forgotten
+        del sys.modules[module]
+    flash = importlib.import_module("model.attention.flash")
+    assert flash.varlen(capability).__module__ == chosen
 
 
 def test_an_unknown_kernel_lists_the_choices():
