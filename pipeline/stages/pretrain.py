@@ -191,7 +191,8 @@ class Pretrain(Stage[LanguageModelFiles]):
             (ctx.out / "samples.txt").write_text(texts)
         last = {name: value for point in points for name, value in point.metrics.items()}
         speed = summary["tokens_per_second"]
-        mfu = speed * training_flops_per_token(self.model, self.model.seq_len) / summary["matmul_flops"]
+        asked = 1.0 if self.config.objective == "next_token" else self.config.mask_rate
+        mfu = speed * training_flops_per_token(self.model, self.model.seq_len, asked) / summary["matmul_flops"]
         ctx.notes["metrics"] = {
             **{name: last[name] for name in ("val/loss", "val/bpb") if name in last},
             "train/loss_final": last["train/loss"],

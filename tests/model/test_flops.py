@@ -1,8 +1,11 @@
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import flops
+from model.batch import IGNORE, Batch
 from model.heads import LanguageModel
+from model.objectives import masked
 from tests.model.toys import config, language_model, tokens
 
 
@@ -16,6 +19,14 @@ def test_flops_of_full_attention_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as counter:
         model(tokens(2, 16))
     assert counter.get_total_flops() / 32 == flops.matmul_flops_per_token(model.cfg, 16)
+
+
+def test_flops_of_learning_a_quarter_of_the_tokens_are_those_that_torch_counts():
+    model, text = language_model(causal=False, attention="reference"), tokens(2, 16)
+    targets = text.where(torch.arange(16) % 4 == 0, IGNORE)
+    with FlopCounterMode(display=False) as counter:
+        masked.loss(model, Batch(text, targets, torch.zeros(2, 16, dtype=torch.int32))).sum.backward()
+    assert counter.get_total_flops() / 32 == flops.training_flops_per_token(model.cfg, 16, target_share=1 / 4)
 
 
 def test_causal_attention_is_half_of_full():
