@@ -199,12 +199,14 @@ template <typename T>
 void mix(const float* weights, const T* values, long n, long d, float* out) {
     long channel = 0;
     for (; channel + LANES <= d; channel += LANES) {
-        Lanes part[4] = {};  // since each sum waits for the one before it
+        Lanes part[4] = {};  // since each sum waits for the one before it; a key's is the same however many follow it
         long i = 0;
         for (; i + 4 <= n; i += 4)
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) part[j] += weights[i + j] * lanes(values + (i + j) * d + channel);
-        for (; i < n; i++) part[0] += weights[i] * lanes(values + i * d + channel);
+#pragma GCC unroll 4
+        for (int j = 0; j < 3; j++)
+            if (i + j < n) part[j] += weights[i + j] * lanes(values + (i + j) * d + channel);
         const Lanes all = (part[0] + part[1]) + (part[2] + part[3]);
         std::memcpy(out + channel, &all, sizeof all);
     }

@@ -237,15 +237,17 @@ def test_what_a_token_gets_does_not_depend_on_those_read_with_it(dtype):
     frozen = freeze(model, dtype)
     tokens = torch.randint(0, 53, (5, 9), generator=torch.Generator().manual_seed(0))
 
-    def read(rows: slice) -> torch.Tensor:
+    def read(rows: slice, *widths: int) -> torch.Tensor:
         decoding = Decoding(frozen, len(tokens[rows]), 9)
-        parts = (slice(0, 4), slice(4, 5), slice(5, 9))
-        return torch.cat([decoding.read(tokens[rows, part], last=part.stop - part.start) for part in parts], dim=1)
+        parts = tokens[rows].split(widths, dim=1)
+        return torch.cat([decoding.read(part, last=part.shape[1]) for part in parts], dim=1)
 
-    together = read(slice(None))
+    together = read(slice(None), 4, 1, 4)
     assert {"read_few"} == RAN
     for row in range(5):
-        assert torch.equal(read(slice(row, row + 1)), together[row : row + 1])
+        assert torch.equal(read(slice(row, row + 1), 4, 1, 4), together[row : row + 1])
+    for widths in ([1] * 9, [5, 1, 3], [3, 6]):
+        assert torch.equal(read(slice(None), *widths), together)
 
 
 @multiplies_bf16
