@@ -216,7 +216,10 @@ def generate(
     beams: Annotated[Count, Parameter(help="Above 1: search with so many lines for the likeliest text.")] = 1,
     precision: Annotated[
         Literal["fp32", "bf16", "int8"],
-        Parameter(help="Of the weights: int8 is the fastest for few prompts at a time, and rounds them."),
+        Parameter(
+            help="Of the weights: int8 is the fastest for few prompts at a time. bf16 and int8 round, and not the same "
+            "for few prompts as for many, so that an answer may depend on how many there are."
+        ),
     ] = "fp32",
     json_: Json = False,
 ) -> None:

@@ -113,6 +113,8 @@ class Decoding:
 
         `positions` of the tokens in their texts are those of the kept ones where not given; a slice of length 1 is for
         all. `forbidden` is True where a token must not see a kept or new one; None lets it see all that are before it.
+        Up to FEW tokens in all, on a CPU, pass through the layers in float32 whatever the weights are, more of them in
+        the dtype of `embed`: below float32, logits differ by that rounding.
         """
         cfg, new = self._frozen.cfg, tokens.shape[1]
         if self.length + new > self.room:

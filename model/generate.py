@@ -1,4 +1,4 @@
-"""Text from a language model: many prompts at once, each as if it were alone."""
+"""Text from a language model: many prompts at once, none of which reads another."""
 
 from collections.abc import Sequence
 
@@ -29,8 +29,9 @@ def generate(
 
     `transforms` apply to the float32 logits in the order given; `decoding.chain` gives the usual one (temperature,
     top_k, top_p, greedy). Then a token is drawn from softmax(logits). Prompt i has the seed `seed[i]`, or `seed + i`;
-    token t of its answer depends on that seed, on t and on the logits, so never on the other prompts.
-    Raises ValueError for an empty prompt.
+    token t of its answer depends on that seed, on t and on the logits. In float32 these are the same with other prompts
+    and without, up to the order of sums; in bfloat16 and int8 how they are rounded depends on how many tokens are read
+    at once, so that an answer may depend on how many prompts there are. Raises ValueError for an empty prompt.
     """
     refuse_empty(prompts)
     if not prompts or max_new_tokens < 1:
@@ -83,7 +84,7 @@ def unseen_by(decoding: Decoding, new: int, padding: Tensor | None) -> Tensor | 
 
 
 def _choose(logits: Logits, transforms: Sequence[Transform], keys: Chosen, step: int) -> Chosen:
-    """Draw from softmax(logits) by the Gumbel-max trick: noise is made per element, so rows stay independent."""
+    """Draw from softmax(logits) by the Gumbel-max trick: noise is made per element, so rows share none."""
     for transform in transforms:
         logits = transform(logits)
     if transforms and is_greedy(transforms[-1]):
