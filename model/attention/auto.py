@@ -12,8 +12,8 @@ from model.masks import Pattern
 log = logging.getLogger("gristmill")
 
 SHORT = 1024
-"""Positions up to which, in half precision on a CPU, two matrix products beat PyTorch's fused kernel: at 128 positions
-by 3, at 512 by 2, forward and backward (`python -m benchmarks.attention`). In float32 the fused kernel is ahead."""
+"""Positions up to which, in half precision on a CPU, two matrix products beat PyTorch's fused kernel, forward and
+backward (`python -m benchmarks.attention`). In float32 the fused kernel is ahead."""
 
 EVERYWHERE = {"matmul": matmul.attend, "native": _native.attend, "sdpa": sdpa.attend}
 """The kernels that need no package, imported here so that torch.compile can see them."""
