@@ -1,7 +1,8 @@
-"""Training steps on one GPU, in one call: `python -m benchmarks.gpu`. Needs torch, numpy, jaxtyping and no network.
+"""Training steps on one GPU, in one call: `python -m benchmarks.gpu`.
 
-Prints a table: models of two sizes, with rows of one document and with rows packed of many, by each optimizer. MFU is
-of the dense bf16 peak that the maker publishes. `--toy` runs the same steps of a tiny model wherever it is started: all
+Needs torch, numpy, jaxtyping, annotated-types, blake3 and no network. Prints a table: models of two sizes, with rows of
+one document and with rows packed of many, by each optimizer. MFU is of the dense bf16 peak that the maker publishes;
+attention is charged within documents alone. `--toy` runs the same steps of a tiny model wherever it is started: all
 but the kernels.
 """
 
@@ -24,8 +25,16 @@ from pipeline.engine import EngineSettings, create, pick_device
 from pipeline.optimizer import OptimizerConfig
 from pipeline.precision import measured_matmul_flops
 
-PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "L40S": 362e12}
-"""Dense bf16 FLOP/s by a part of the device's name; of any other device the peak is measured."""
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835.5e12,
+    "H200 NVL": 835.5e12,
+    "H100": 989.4e12,
+    "H200": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
+"""Dense bf16 FLOP/s by the first of these that is in the device's name; of any other device the peak is measured."""
 WARMUP, STEPS = 5, 15
 DOCUMENT = 300
 """Tokens of a document of packed rows, in the mean."""
@@ -72,7 +81,13 @@ def batch(case: Case, device: torch.device) -> Batch:
     return Batch(tokens, tokens.roll(-1, 1), ids).to(device)
 
 
-def seconds_of_a_step(case: Case, device: torch.device) -> float:
+def flops_of_a_step(cfg: ModelConfig, data: Batch) -> float:
+    """What its documents need, each by its length."""
+    lengths = (row.unique_consecutive(return_counts=True)[1].tolist() for row in data.document_ids.cpu())
+    return sum(length * training_flops_per_token(cfg, length) for row in lengths for length in row)
+
+
+def seconds_of_a_step(case: Case, data: Batch, device: torch.device) -> float:
     """Median over STEPS, each waited for."""
     model = LanguageModel(case.model)
     initialize(model, 0)
@@ -88,7 +103,7 @@ def seconds_of_a_step(case: Case, device: torch.device) -> float:
         settings=EngineSettings(),
         n_layers=case.model.n_layers,
     )
-    data, taken = batch(case, device), []
+    taken: list[float] = []
     for _ in range(WARMUP + STEPS):
         wait(device)
         start = time.perf_counter()
@@ -117,9 +132,9 @@ def peak(device: torch.device) -> float:
 def line(case: Case, device: torch.device, best: float) -> str:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = seconds_of_a_step(case, device)
-    tokens = case.rows * case.model.seq_len
-    mfu = training_flops_per_token(case.model, case.model.seq_len) * tokens / seconds / best
+    data = batch(case, device)
+    seconds, tokens = seconds_of_a_step(case, data, device), data.tokens.numel()
+    mfu = flops_of_a_step(case.model, data) / seconds / best
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
     size = f"{parameters(case.model) / 1e6:,.0f}M"
     choices = f"{'yes' if case.packed else 'no'} | {'yes' if case.compiled else 'no'} | {case.optimizer}"
