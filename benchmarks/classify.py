@@ -1,6 +1,7 @@
 """Labelling texts of different lengths beside transformers and ONNX Runtime.
 
-`python -m benchmarks.classify [--shape 10M]`. All compute the same logits of the same classifier. ONNX Runtime and the
+`python -m benchmarks.classify [--shape 10M]`. All run random weights of one shape: transformers its own
+LlamaForSequenceClassification; ONNX Runtime our weights, by the graph that our export writes. ONNX Runtime and the
 bucketed loop get their texts sorted by length.
 """
 

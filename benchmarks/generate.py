@@ -1,6 +1,8 @@
 """Tokens a second of generation, greedy and by beams, beside transformers and llama.cpp.
 
-`python -m benchmarks.generate [--shape 10M]`. Prompts of 16 tokens, 128 new tokens for each, never ended early.
+`python -m benchmarks.generate [--shape 10M]`. Prompts of 16 tokens, 128 new tokens for each, never ended early. All run
+random weights of one shape: transformers its own LlamaForCausalLM; llama.cpp our weights, by the server object of
+xllamacpp, which takes each prompt as a request and decodes those of a batch together.
 """
 
 import tempfile
