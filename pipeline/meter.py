@@ -21,14 +21,14 @@ class Meter:
         self._targets = 0
         self._carried = 0
         """Steps of the window that an earlier process did: they took none of this one's time."""
-        self._clock = time.monotonic()
+        self._clock = 0.0
         self.training_seconds = 0.0
         self.steps = 0
         self.loss = float("nan")
         """Mean loss of the last window, nats per target."""
 
     def watch(self, reports: Iterator[StepReport]) -> Iterator[StepReport]:
-        self._clock = time.monotonic()
+        self._clock = self._clock or time.monotonic()  # a window may have begun in the epoch before
         for report in reports:
             self._losses.append(report.loss_sum)
             self._targets += report.targets
@@ -37,12 +37,18 @@ class Meter:
             yield report
 
     def state(self) -> dict[str, Any]:
-        """The window that is not told yet, so that a restart tells the same mean."""
-        return {"losses": [float(loss) for loss in self._losses], "targets": self._targets}
+        """The window that is not told yet, so that a restart tells the same mean; and how fast it was so far."""
+        return {
+            "losses": [float(loss) for loss in self._losses],
+            "targets": self._targets,
+            "steps": self.steps,
+            "training_seconds": self.training_seconds,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         self._losses, self._targets = [torch.tensor(loss) for loss in state["losses"]], state["targets"]
         self._carried = len(self._losses)
+        self.steps, self.training_seconds = state.get("steps", 0), state.get("training_seconds", 0.0)
 
     def pause(self) -> "Pause":
         """A block whose time does not count as training."""
