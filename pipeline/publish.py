@@ -1,13 +1,15 @@
 """The one way anything is kept: a folder that is complete and checksummed, or does not exist.
 
 Write into `.tmp-*` beside the target, fsync the files, write `manifest.json` last, fsync the folder, rename, fsync the
-parent. A kill at any moment leaves either the whole artifact or a `.tmp-*` folder that nobody reads.
+parent. A kill at any moment leaves either the whole artifact or a `.tmp-*` folder that nobody reads. One that comes
+while a version is replaced may leave the old one aside, where `sweep` puts it back.
 """
 
 import errno
 import json
 import mmap
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +28,7 @@ MANIFEST = "manifest.json"
 SCHEMA = 1
 SCRATCH_PREFIX = ".tmp-"
 WINDOW_BYTES = 32 << 20
+_ASIDE = re.compile(r"(.+)-[0-9a-f]{8}-old\d+")
 WRITTEN_AT_A_TIME = 16
 """Files that are brought to the disk side by side: each waits for it, not for a core."""
 
@@ -95,6 +98,7 @@ def _move(scratch: Path, target: Path) -> None:
         old = scratch.with_name(f"{scratch.name}-old{len(aside)}")
         with suppress(FileNotFoundError):
             aside.append(target.rename(old))
+        fault_point("publish.aside")
     for old in aside:
         shutil.rmtree(old)
     fsync(target.parent)
@@ -192,6 +196,15 @@ def verify_self(manifest: Manifest, source: Path | str) -> None:
 
 
 def sweep(target: Path, prefix: str = SCRATCH_PREFIX) -> None:
-    """Remove what interrupted writers of `target` left beside it. Call it only under the lock that guards it."""
+    """Clear up what interrupted writers of `target` left beside it. Call it only under the lock that guards it."""
     for orphan in target.parent.glob(f"{prefix}{target.name}-*"):
-        shutil.rmtree(orphan, ignore_errors=True)
+        clear(orphan, prefix)
+
+
+def clear(orphan: Path, prefix: str = SCRATCH_PREFIX) -> None:
+    """Remove what an interrupted writer left; but what it moved aside, and put nothing in the place of, goes back."""
+    moved = _ASIDE.fullmatch(orphan.name.removeprefix(prefix))
+    if moved and read_manifest(orphan):
+        with suppress(OSError):  # there is a new version
+            orphan.rename(orphan.with_name(moved[1]))
+    shutil.rmtree(orphan, ignore_errors=True)

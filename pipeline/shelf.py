@@ -146,10 +146,10 @@ class Shelf:
         scratch.rename(target)
 
     def sweep(self) -> None:
-        """Delete what killed writers left on this machine, here and below. Call it while nobody writes there."""
+        """Clear up what killed writers left on this machine, here and below. Call it while nobody writes there."""
         for prefix in (SCRATCH_PREFIX, remote.PULLING):
             for orphan in list(self.folder.rglob(f"{prefix}step-*")):
-                shutil.rmtree(orphan, ignore_errors=True)
+                publish.clear(orphan, prefix)
 
 
 @dataclass(frozen=True)

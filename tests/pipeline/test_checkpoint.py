@@ -14,6 +14,7 @@ from pipeline import checkpoint, shelf
 from pipeline.errors import DamagedArtifact, EnvironmentProblem
 from pipeline.shelf import Shelf, Writer
 from pipeline.state import Piece, Shard, TrainState, join, piece
+from tests.pipeline.shared_stores import killed_at
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,6 +167,17 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(fault: str, survivor: int
     save(tmp_path, 3)
     Shelf(tmp_path).keep_last(1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_kill_while_the_only_checkpoint_is_replaced_leaves_it(tmp_path: Path) -> None:
+    save(tmp_path / "best", 1)
+    code = (
+        "import sys, pathlib; from tests.pipeline import test_checkpoint; "
+        "test_checkpoint.save(pathlib.Path(sys.argv[1]), 1)"
+    )
+    killed_at("publish.aside:1", code, str(tmp_path / "best"))
+    Shelf(tmp_path).sweep()
+    assert_holds(checkpoint.newest(tmp_path / "best"), 1)
 
 
 @settings(max_examples=25, deadline=None)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline import publish
 from pipeline.errors import DamagedArtifact
+from tests.pipeline.shared_stores import killed_at
 
 
 def make(target: Path, text: str = "payload") -> Path:
@@ -104,17 +105,22 @@ with publish.publishing(Path(sys.argv[1]), {}) as scratch:
 def test_a_kill_at_any_point_leaves_the_old_artifact_or_none(tmp_path: Path, point: str):
     make(tmp_path / "a", "old")
     for target in ("a", "b"):
-        killed = subprocess.run(
-            [sys.executable, "-c", KILLED, str(tmp_path / target)],
-            env=os.environ | {"GRISTMILL_FAULT": f"{point}:1", "PYTHONPATH": "."},
-            check=False,
-        )
-        assert killed.returncode == -9
+        killed_at(f"{point}:1", KILLED, str(tmp_path / target))
     assert (tmp_path / "a" / "deep" / "data.txt").read_text() == "old"
     publish.verify(tmp_path / "a")
     assert publish.read_manifest(tmp_path / "b") is None
     publish.sweep(tmp_path / "a")
     publish.sweep(tmp_path / "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_artifact_that_was_moved_aside_when_its_writer_was_killed_is_put_back(tmp_path: Path):
+    make(tmp_path / "a", "old")
+    killed_at("publish.aside:1", KILLED, str(tmp_path / "a"))
+    assert publish.read_manifest(tmp_path / "a") is None
+    publish.sweep(tmp_path / "a")
+    publish.verify(tmp_path / "a")
+    assert (tmp_path / "a" / "deep" / "data.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
