@@ -55,7 +55,9 @@ def points_after(journal: Path, offset: int) -> Iterator[tuple[Point, int]]:
     if not journal.exists():
         return
     with journal.open("rb") as lines:
-        lines.seek(offset if offset <= journal.stat().st_size else 0)
+        lines.seek(max(0, offset - 1))
+        if offset and lines.read(1) != b"\n":  # another journal has taken the place of the one that was sent
+            lines.seek(0)
         end = lines.tell()
         for line in lines:
             if line.endswith(b"\n"):

@@ -87,6 +87,19 @@ def test_a_torn_journal_line_waits_until_it_is_whole(home: Path, uri: str) -> No
     assert child_named(home, "1-pretrain")["points"] == {"loss": [(1, 1000, 0.5)]}
 
 
+def test_a_journal_that_another_one_has_replaced_is_sent_from_its_beginning(home: Path, uri: str) -> None:
+    with open_record(home, "toy", "p", stages=[("pretrain", "pretrain")], params={}) as opened:
+        opened.started("pretrain", "k1")
+        path = Store(home).journal("pretrain", "k1")
+        path.parent.mkdir(parents=True)
+        path.write_text('{"step": 1, "timestamp_ms": 1000, "metrics": {"loss": 0.5}}\n')
+        sync(home, opened.record.run, uri)
+        lines = [f'{{"step": {step}, "timestamp_ms": 1000, "metrics": {{"loss": 0.53125}}}}\n' for step in (1, 2)]
+        path.write_text("".join(lines))
+        sync(home, opened.record.run, uri)
+    assert (2, 1000, 0.53125) in child_named(home, "1-pretrain")["points"]["loss"]
+
+
 def test_a_long_journal_is_sent_in_parts(home: Path, uri: str) -> None:
     with open_record(home, "toy", "p", stages=[("pretrain", "pretrain")], params={}) as opened:
         opened.started("pretrain", "k1")
