@@ -133,7 +133,7 @@ def cancel(
     run: Run,
     *,
     to: Where = None,
-    wait: Annotated[float, Parameter(help="Seconds to wait until it has stopped.")] = 120.0,
+    wait: Annotated[float, Parameter(help="Seconds to wait until it has stopped.")] = 140.0,
     json_: Json = False,
 ) -> None:
     """Have a run or job write a checkpoint and stop, and wait until it has. `gristmill resume` goes on from there."""

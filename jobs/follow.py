@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from jobs.ray_jobs import Job, Jobs, Unreachable
 from jobs.status import hide
@@ -44,13 +45,14 @@ def follow(jobs: Jobs, job: str, write: Callable[[str], None], say: Callable[[st
         time.sleep(min(LONGEST_SECONDS, max(SHORTEST_SECONDS, rest)))
 
 
-def wait_until_ended(jobs: Jobs, job: str, seconds: float) -> Job | None:
-    """The job as it ended, or None where it is still alive after that time."""
+def wait_until_ended(jobs: Jobs, job: str, seconds: float) -> bool:
+    """Whether a job has ended, or is known no longer, within that time; a connection may be lost meanwhile."""
     until = time.monotonic() + seconds
     while True:
-        found = jobs.find(job)
-        if found is not None and found.ended:
-            return found
+        with suppress(Unreachable):
+            found = jobs.find(job)
+            if found is None or found.ended:
+                return True
         if time.monotonic() > until:
-            return None
+            return False
         time.sleep(SHORTEST_SECONDS)

@@ -22,8 +22,6 @@ from pipeline.store import Store
 
 Say = Callable[[str], None]
 
-JOB_STOP_SECONDS = 140.0
-"""A little more than a job is given before it is killed."""
 TRAINED = ("pretrain", "finetune")
 
 
@@ -182,7 +180,7 @@ def cancel(home: Path, found: Found, seconds: float, say: Say) -> Status:
     else:
         jobs = Jobs(target(found.to or "", home, say))
         jobs.stop(found.job_id)
-        if wait_until_ended(jobs, found.job_id, max(seconds, JOB_STOP_SECONDS)) is None:
+        if not wait_until_ended(jobs, found.job_id, seconds):
             raise EnvironmentProblem(f"{found.job_id} was told to stop and has not yet; `gristmill status` shows when")
     return status(home, found, say)
 

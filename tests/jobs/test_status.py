@@ -2,13 +2,17 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -242,6 +246,69 @@ def test_a_local_run_is_cancelled_through_a_file(tmp_path: Path):
 def test_a_run_that_does_not_stop_in_time_is_said_to(tmp_path: Path):
     with begin(tmp_path) as opened, pytest.raises(EnvironmentProblem, match="has not within 0 s"):
         manage.cancel(tmp_path, manage.find(tmp_path, opened.record.run), 0.3, quiet)
+
+
+class Head(BaseHTTPRequestHandler):
+    """As much of a Ray head as `cancel` speaks to, with a list of what it says of its job: None for one it forgot.
+
+    Before the second time it breaks the connection. The last of the list is said for ever.
+    """
+
+    says: ClassVar[list[str | None]]
+    told = 0
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            self._answer({"version": "4", "ray_version": "2.60.0", "ray_commit": ""})
+        elif self.path.endswith("/logs"):
+            self._answer({"logs": ""})
+        else:
+            self._tell_of_the_job(type(self))
+
+    def do_POST(self) -> None:
+        self._answer({"stopped": True})
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+    def _tell_of_the_job(self, head: "type[Head]") -> None:
+        head.told += 1
+        if head.told == 2:
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif status := head.says[min(head.told, len(head.says)) - 1]:
+            self._answer({"type": "SUBMISSION", "submission_id": "job", "status": status, "entrypoint": ""})
+        else:
+            self.send_error(404)
+
+    def _answer(self, body: dict[str, object]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def head_that_says(*says: str | None) -> Iterator[manage.Found]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Once", (Head,), {"says": says}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield manage.Found(job_id="job", to=f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("after", "state"), [("STOPPED", "cancelled"), (None, "lost")])
+def test_a_job_is_cancelled_through_a_lost_connection_and_is_gone_when_its_cluster_forgets_it(
+    tmp_path: Path, after: str | None, state: str
+):
+    with head_that_says("RUNNING", "RUNNING", "RUNNING", after) as job:
+        assert manage.cancel(tmp_path, job, 20, quiet).state == state
+
+
+def test_a_job_that_does_not_stop_is_waited_for_as_long_as_asked(tmp_path: Path):
+    began = time.monotonic()
+    with head_that_says("RUNNING") as job, pytest.raises(EnvironmentProblem, match="has not yet"):
+        manage.cancel(tmp_path, job, 1, quiet)
+    assert time.monotonic() - began < 30
 
 
 def test_a_run_that_has_ended_needs_no_cancelling(tmp_path: Path):
