@@ -188,6 +188,7 @@ def reuse(job: Job) -> Built | None:
         job.store.drop_remote(job.stage.kind, job.key)
         return None
     job.store.share(job.stage.kind, job.key)
+    job.store.forget_work(job.stage.kind, job.key)
     notes = manifest.meta.get("notes", {})
     return Built(job.stage, job.key, "reused", time.monotonic() - start, manifest.digest, notes)
 

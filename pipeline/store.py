@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -142,6 +142,14 @@ class Store:
             publish.sweep(folder, remote.PULLING)
             return remote.pull(self.url(folder), folder)
 
+    def forget_work(self, kind: str, key: str) -> None:
+        """Delete what a builder that was killed after it published had kept to go on from."""
+        work, lock = self.work(kind, key), self._lock(kind, key)
+        if work.exists() or (self.remote is not None and remote.names(self.url(work))):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout), FileLock(lock).acquire(timeout=0):  # else somebody is at work there
+                self._drop(work)
+
     def _drop(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if self.remote is not None:
@@ -236,9 +244,12 @@ class Store:
     @contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:
         """Only one process builds an artifact; another waits, and says so. The kernel frees a dead holder's lock."""
-        with _held(self.home / "locks" / f"{kind}-{key}.lock", f"{kind} {key[:8]} is being built"):
+        with _held(self._lock(kind, key), f"{kind} {key[:8]} is being built"):
             publish.sweep(self.path(kind, key))
             yield
+
+    def _lock(self, kind: str, key: str) -> Path:
+        return self.home / "locks" / f"{kind}-{key}.lock"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StageFailed
-from pipeline.runner import Built, Started, build, build_one, job_for, plan, submit_here, topological
+from pipeline.runner import Built, Started, build, build_one, job_for, plan, reuse, submit_here, topological
 from pipeline.store import Store
 from pipeline.tracking import read_journal
 from tests.pipeline.toy_stages import Dies, Fit, Fitted, Number, sum_of
@@ -125,3 +125,18 @@ def test_four_builders_of_one_artifact_build_it_once(tmp_path: Path):
     with ThreadPoolExecutor(4) as pool:
         built = list(pool.map(lambda _: build_one(job), range(4)))
     assert sorted(b.status for b in built) == ["built", "reused", "reused", "reused"]
+
+
+def test_what_a_builder_that_was_killed_after_it_published_kept_is_deleted_unless_somebody_is_at_work_there(
+    tmp_path: Path,
+):
+    store = Store(tmp_path)
+    job = job_for(Number(value=1), store, {})
+    build_one(job)
+    work = store.work("number", job.key)
+    (work / "step-00000001").mkdir(parents=True)
+    with store.lock("number", job.key):
+        assert reuse(job) is not None
+    assert work.exists()
+    assert reuse(job) is not None
+    assert not work.exists()

@@ -195,3 +195,12 @@ def test_a_request_to_stop_is_seen_and_taken_back(tmp_path: Path, url: str, shar
     assert two.stop_requested("toy", "k")
     two.clear_stop("toy", "k")
     assert not one.stop_requested("toy", "k")
+
+
+def test_what_is_left_of_building_an_artifact_goes_when_it_is_used_again(tmp_path: Path, url: str):
+    store = Store(tmp_path, url)
+    with store.writing("toy", "k", {}) as out:
+        (out / "a").write_text("done")
+    checkpoint.save(store.shelf("toy", "k", "best"), 2, shard(2), EXTRA)
+    store.forget_work("toy", "k")
+    assert remote.names(f"{url}/work/toy/k") == []
