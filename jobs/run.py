@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ def run(
         cpus=_cpus(config),
     )
     name = opening.record.run
+    opened = replace(opened, store=replace(store, run=name))
     with Mirror(store.home, name, uri) as mirror, announce(store.home, name), opening as record:
         write_resolved(record.folder / "resolved.yaml", config)
         with Stopping(record.folder, partial(_ask_to_stop, opened, record)), view, following(store, record):

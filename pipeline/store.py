@@ -39,6 +39,8 @@ class Store:
 
     home: Path
     remote: str | None = None
+    run: str = ""
+    """Whose requests to stop count: two runs may need one artifact, which one of them builds."""
 
     def __post_init__(self) -> None:
         if self.remote is not None:
@@ -177,11 +179,11 @@ class Store:
         pull, push = partial(self._pull, kind=kind, key=key), partial(self.push_journal, kind, key)
         return SharedShelf(folder, self.url(folder), pull, push)
 
-    # A request to stop, for whoever runs the stage
+    # A request to stop, for whoever runs the stage on behalf of this run
 
     def request_stop(self, kind: str, key: str) -> None:
-        """Ask the stage of this key, wherever it runs, to stop at its next checkpoint."""
-        path = self.work(kind, key) / STOP
+        """Ask the stage of this key, wherever this run has it built, to stop at its next checkpoint."""
+        path = self._request(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("stop\n")
         if self.remote is not None:  # there, it is for all machines, and any of them can take it back
@@ -190,7 +192,7 @@ class Store:
 
     def stop_requested(self, kind: str, key: str) -> bool:
         """Whether somebody asked. A remote that does not answer is no request."""
-        path = self.work(kind, key) / STOP
+        path = self._request(kind, key)
         if self.remote is None:
             return path.exists()
         try:
@@ -201,10 +203,13 @@ class Store:
 
     def clear_stop(self, kind: str, key: str) -> None:
         """Take a request back, or note that it was met."""
-        path = self.work(kind, key) / STOP
+        path = self._request(kind, key)
         path.unlink(missing_ok=True)
         if self.remote is not None:
             remote.delete_file(self.url(path))
+
+    def _request(self, kind: str, key: str) -> Path:
+        return self.work(kind, key) / f"{STOP}-{self.run}"
 
     # Journals
 

@@ -1,6 +1,7 @@
 """Checkpoints of unfinished stages in a store that machines share."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,12 +188,15 @@ def test_a_journal_that_grows_elsewhere_is_appended_to_under_whoever_has_it_open
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_request_to_stop_is_seen_and_taken_back(tmp_path: Path, url: str, shared: bool):
-    one = Store(tmp_path / "one", url if shared else None)
-    two = Store(tmp_path / ("two" if shared else "one"), one.remote)
+def test_a_request_to_stop_is_seen_and_taken_back_by_the_run_that_it_is_for(tmp_path: Path, url: str, shared: bool):
+    one = Store(tmp_path / "one", url if shared else None, "a")
+    two = Store(tmp_path / ("two" if shared else "one"), one.remote, "a")
+    other = replace(one, run="b")
     assert not two.stop_requested("toy", "k")
     one.request_stop("toy", "k")
+    other.clear_stop("toy", "k")
     assert two.stop_requested("toy", "k")
+    assert not other.stop_requested("toy", "k")
     two.clear_stop("toy", "k")
     assert not one.stop_requested("toy", "k")
 
