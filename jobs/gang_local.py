@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from jobs.gang_ray import as_rank, bare
+from jobs.parent import end_with_parent
 from pipeline.errors import GristmillError, StageFailed, WorkerLost
 from pipeline.stage import Context, RankContext
 
@@ -65,6 +66,7 @@ def _be_rank(environment: dict[str, str], tell: Any, function: Callable[[RankCon
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("gristmill").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole tree may be signalled: the driver has us stop in order
+    end_with_parent()  # one that is killed ends nobody, and its successor has ranks of its own
     try:
         as_rank(function, ctx)
     except GristmillError as error:

@@ -7,7 +7,6 @@ processes answer in the seconds that a Ray of its own takes to start.
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jobs.parent import end_with_parent
 from pipeline import export
 from pipeline.classify import blank_table, document_probabilities, longest_window, tokenize_windows
 from pipeline.engine import pick_device
@@ -108,15 +108,8 @@ def _be_worker(threads: int) -> None:
     """Use a fair share of the cores, leave Ctrl-C to the parent, and end with it."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(threads)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-    parent.join()
-    os._exit(1)
 
 
 def _score(folder: Path, precision: str, texts: Sequence[str]) -> np.ndarray:

@@ -24,6 +24,14 @@ def sets(settings: list[str]) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
+LONG = ["pretrain.steps=2000", "pretrain.checkpoint_seconds=0"]
+INLINE = [sys.executable, "-m", "jobs.cli", "run", SMOKE, "--json", "--inline", *sets([*TWO, *LONG])]
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    return os.environ | {"GRISTMILL_HOME": str(home), "PYTHONPATH": "."}
+
+
 def digest(home: Path) -> str:
     [manifest] = (home / "store" / "pretrain").glob("*/manifest.json")
     return json.loads(manifest.read_text())["digest"]
@@ -47,11 +55,18 @@ def test_a_run_without_ray_gets_over_a_killed_rank_by_itself(tmp_path: Path, und
     assert digest(tmp_path) == undisturbed
 
 
+def test_the_ranks_of_a_run_without_ray_end_with_a_driver_that_is_killed(tmp_path: Path):
+    with subprocess.Popen(INLINE, env=environment_of(tmp_path), stderr=subprocess.PIPE, text=True) as driver:
+        wait_for_checkpoint(tmp_path)
+        ranks = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        assert psutil.wait_procs(ranks, timeout=10)[1] == []
+
+
 def test_a_worker_under_ray_that_stalls_is_named_and_replaced(tmp_path: Path, undisturbed: str):
-    environment = os.environ | {"GRISTMILL_HOME": str(tmp_path), "PYTHONPATH": "."}
     command = [sys.executable, "-m", "jobs.cli", "run", SMOKE, "--json", *sets(TWO)]
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment_of(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         wait_for_checkpoint(tmp_path)
         workers = [p for p in psutil.Process(process.pid).children(recursive=True) if is_worker(p)]
@@ -89,11 +104,10 @@ def made_alone(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("how", ["SIGTERM", "cancel"])
 def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_can_be_resumed(tmp_path: Path, made_alone: str, how: str):
     home = tmp_path / "stopped"
-    environment = os.environ | {"GRISTMILL_HOME": str(home), "PYTHONPATH": "."}
     slow = [*ALONE[:2], "pretrain.checkpoint_seconds=0", "pretrain.keep_every=1"]
     command = [sys.executable, "-m", "jobs.cli", "run", SMOKE, "--json", "--inline", *sets(slow)]
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment_of(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         wait_for_checkpoint(home)
         [record] = (home / "records").glob("*/record.json")
