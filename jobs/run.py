@@ -85,8 +85,9 @@ def run(
     opened = replace(opened, store=replace(store, run=name))
     with Mirror(store.home, name, uri) as mirror, announce(store.home, name), opening as record:
         write_resolved(record.folder / "resolved.yaml", config)
-        with Stopping(record.folder, partial(_ask_to_stop, opened, record)), view, following(store, record):
-            built = _build_all(opened, record, view, times, inline=inline)
+        stopping = Stopping(record.folder, partial(_ask_to_stop, opened, record))
+        with stopping, view, following(store, record):
+            built = _build_all(opened, record, view, times, stopping, inline=inline)
         handed_over = time.monotonic()
         result: dict[str, Any] = {"name": config.name, "run": name} | _result(graph, store, built)
         record.finish("succeeded", result)
@@ -103,7 +104,9 @@ def run(
         return result
 
 
-def _build_all(opened: Opened, record: OpenRecord, view: RunView, times: Times, *, inline: bool) -> list[Built]:
+def _build_all(
+    opened: Opened, record: OpenRecord, view: RunView, times: Times, stopping: Stopping, *, inline: bool
+) -> list[Built]:
     """Build every stage. A lost worker or machine costs what was done since the last checkpoint, and some patience."""
     cluster, cpus = opened.config.cluster, _cpus(opened.config)
     losses, reached = 0, None
@@ -114,6 +117,7 @@ def _build_all(opened: Opened, record: OpenRecord, view: RunView, times: Times, 
                 noted = [_note(event, opened.store, record, view, times) for event in events]
                 return [event for event in noted if isinstance(event, Built)]
         except WorkerLost as loss:
+            stopping.end_if_asked()  # whoever stops a run may signal its workers too
             before, reached = reached, _reached(opened.store, record)
             losses = losses + 1 if reached == before else 1
             if losses > cluster.retries:
@@ -121,6 +125,7 @@ def _build_all(opened: Opened, record: OpenRecord, view: RunView, times: Times, 
             pause = min(2.0**losses, LONGEST_PAUSE_SECONDS)
             log.warning("%s\nGoing on in %.0f s (loss %d of at most %d).", loss, pause, losses, cluster.retries)
             time.sleep(pause)
+            stopping.end_if_asked()
 
 
 def _register_names(config: PipelineConfig, graph: Graph) -> dict[str, str]:

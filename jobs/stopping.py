@@ -54,11 +54,16 @@ class Stopping:
         if isinstance(error, Preempted) and self._cancelled:
             raise Cancelled(str(error)) from None
 
+    def end_if_asked(self) -> None:
+        """End the block, where somebody asked for that and what was asked to stop has died instead."""
+        if self._asked:
+            raise self.error("stopped on request; the same command, or gristmill resume, goes on where it stopped")
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         again, self._asked = self._asked, True
         if again or not self._ask():
-            raise self.error("stopped on request; the same command, or gristmill resume, goes on where it stopped")
+            self.end_if_asked()
         log.warning("asked to stop: writing a checkpoint first (at most %.0f s)", GRACE_SECONDS)
         threading.Thread(target=self._end_after_grace, name="grace", daemon=True).start()
 

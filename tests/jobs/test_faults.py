@@ -63,6 +63,17 @@ def test_the_ranks_of_a_run_without_ray_end_with_a_driver_that_is_killed(tmp_pat
         assert psutil.wait_procs(ranks, timeout=10)[1] == []
 
 
+def test_a_run_that_is_told_to_stop_while_a_rank_of_it_dies_is_not_begun_again(tmp_path: Path):
+    with subprocess.Popen(INLINE, env=environment_of(tmp_path), stderr=subprocess.PIPE, text=True) as driver:
+        wait_for_checkpoint(tmp_path)
+        driver.send_signal(signal.SIGTERM)
+        for rank in psutil.Process(driver.pid).children(recursive=True):
+            rank.kill()
+        _, err = driver.communicate(timeout=100)
+    assert driver.returncode == 8, err
+    assert "Going on" not in err
+
+
 def test_a_worker_under_ray_that_stalls_is_named_and_replaced(tmp_path: Path, undisturbed: str):
     command = [sys.executable, "-m", "jobs.cli", "run", SMOKE, "--json", *sets(TWO)]
     with subprocess.Popen(
