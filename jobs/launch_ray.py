@@ -11,10 +11,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 from jobs.gang_ray import RayGang, Workers
@@ -215,6 +216,9 @@ def token_settings(home: Path) -> dict[str, str]:
     token = home / "ray-token"
     home.mkdir(parents=True, exist_ok=True)
     if not token.exists():
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        # whole or not at all, and never replaced: of two runs that come first at once, both use the one that is there
+        with NamedTemporaryFile("w", dir=home) as aside, suppress(FileExistsError):
+            aside.write(secrets.token_hex(32))
+            aside.flush()
+            os.link(aside.name, token)
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.resolve())}
