@@ -64,9 +64,10 @@ def on_ray(options: RayOptions) -> Iterator[Submit]:
         import ray
 
         connected(options)
-        own = slots(job.stage, options.cpus)
+        wanted = slots(job.stage, options.cpus)
+        own = _share(wanted, 1)
         gpus = min(1, int(ray.cluster_resources().get("GPU", 0))) if job.stage.resources.ranks else 0
-        gang = _gang(options, own, gpus) if job.stage.resources.ranks else alone
+        gang = _gang(options, wanted, gpus) if job.stage.resources.ranks else alone
         task = ray.remote(_build).options(
             num_cpus=own if gang is alone else 0,  # the slots are the ranks' to take
             num_gpus=gpus if gang is alone else 0,
@@ -96,7 +97,17 @@ def _gang(options: RayOptions, cpus: int, gpus: int) -> Gang:
     most = options.workers if isinstance(options.workers, int) else options.workers[1]
     if most == 1:
         return alone
-    return RayGang(options.workers, max(1, cpus // most), gpus, options.timeout_seconds)
+    return RayGang(options.workers, _share(cpus, most), gpus, options.timeout_seconds)
+
+
+def _share(cpus: int, ranks: int) -> int:
+    """The slots of each of so many ranks, that together want `cpus`: no more than there are, or any machine has."""
+    import ray
+
+    there = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    if not any(there):  # the machines that compute are yet to come
+        return max(1, cpus // ranks)
+    return max(1, min(min(cpus, sum(there)) // ranks, max(there)))
 
 
 def _connect(options: RayOptions) -> None:

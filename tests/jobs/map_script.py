@@ -4,11 +4,15 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jobs.launch_ray import RayOptions, connected, on_ray, ray_map
+from pipeline.runner import job_for
+from pipeline.stage import Context, Resources, Stage
+from pipeline.store import Store
 
 
 def square(number: int) -> int:
@@ -28,6 +32,20 @@ def fail_at_first(item: tuple[str, int]) -> None:
     Path(folder, f"done-{number}").touch()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Slots(Stage[None]):
+    """A stage that takes all there are."""
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(cpus=0)
+
+    def run(self, ctx: Context) -> None:
+        ctx.notes["cpus"] = ctx.cpus
+
+    def load(self, path: Path) -> None: ...
+
+
 def main(folder: str) -> None:
     options = RayOptions(home=Path(folder), cpus=2)
     with on_ray(options):
@@ -45,6 +63,9 @@ def main(folder: str) -> None:
             found["error"] = str(error)
         time.sleep(2.0)
         found["done"] = len(list(Path(folder).glob("done-*")))
+        # as on a cluster none of whose machines has as many cores as the driver's
+        with on_ray(replace(options, cpus=64)) as submit:
+            found["large"] = submit(job_for(Slots(), Store(Path(folder)), {})).result(timeout=60).notes["cpus"]
     Path(folder, "found.json").write_text(json.dumps(found))
 
 

@@ -36,3 +36,7 @@ def test_a_task_is_kept_to_one_thread_of_tokenizers(found: dict[str, Any]):
 def test_a_failure_is_raised_and_the_items_that_wait_are_not_begun(found: dict[str, Any]):
     assert found["error"].endswith("ValueError: the first of them")
     assert found["done"] < 6, "two at a time, and what runs is stopped"
+
+
+def test_a_stage_that_wants_more_slots_than_any_machine_has_takes_those_of_the_largest(found: dict[str, Any]):
+    assert found["large"] == 2
