@@ -10,14 +10,17 @@ from jobs.launch_ray import SETTINGS
 from jobs.ray_jobs import LOCAL, Job, Jobs, remote, target
 from jobs.record import COMMIT, DIRTY, JOB_ID, code_state, now_ms, slug
 from jobs.shipment import CONFIG, Shipment, packed, read_config
-from jobs.submissions import Submission, config_of, remember
+from jobs.submissions import Submission, config_of, recall, remember
 from pipeline.errors import UsageError
 from pipeline.identity import fingerprint
 from pipeline.pipeline_config import PipelineConfig
 
 DIGEST_DIGITS = 10
 STOP_SECONDS = 120
-"""What a job is given between SIGTERM and SIGKILL, to write a checkpoint. Ray's own default is 3 s."""
+"""What a job is given between SIGTERM and SIGKILL, to write a checkpoint. Ray's own default is 3 s.
+
+A little less than `gristmill cancel` waits.
+"""
 
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(=file:.+)?")
@@ -90,6 +93,8 @@ def send(config: PipelineConfig, folder: Path, order: Order, home: Path, say: Ca
                 return Submitted(submission, jobs, new=True)
             if job is not None and not job.ended:
                 say(f"{job.id} is already {job.state}; not submitted again")
+                if recall(home, job.id) is None:  # the answer to the first submission was lost, or another home made it
+                    remember(home, submission, shipment.archive.with_name(CONFIG))
                 return Submitted(submission, jobs, new=False)
             if job is not None:
                 number, last = number + 1, job

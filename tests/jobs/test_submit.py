@@ -184,6 +184,7 @@ def test_everything_of_the_head_listens_on_loopback_alone(client: Client, finish
 def test_a_job_is_submitted_once_cancelled_at_a_checkpoint_and_gone_on_with(client: Client):
     first = client.submit("long", LONG)
     assert first == {"job_id": "long", "state": first["state"], "to": "local", "new": True}
+    rmtree(client.home / "submissions" / "long")  # as if the answer had been lost
     assert client.submit("long", LONG)["new"] is False
 
     training = until(lambda: (seen := client.json("status", "long"))["stage"] == "pretrain" and seen["step"] and seen)
