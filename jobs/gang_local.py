@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -30,12 +31,15 @@ class LocalGang:
 
     workers: int
     cpus: int
+    timeout_seconds: float = 60.0
+    """How long a rank may be silent before the others give up."""
 
     def __call__(self, function: Callable[[RankContext], None], ctx: Context) -> None:
         from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
         rendezvous = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        ranks = [self._start(rank, rendezvous.port, function, bare(ctx, self.cpus)) for rank in range(self.workers)]
+        be_rank = partial(as_rank, function, bare(ctx, self.cpus), self.timeout_seconds)
+        ranks = [self._start(rank, rendezvous.port, be_rank) for rank in range(self.workers)]
         try:
             _watch(ctx.kind, ranks)
         finally:
@@ -43,7 +47,7 @@ class LocalGang:
                 process.kill()
                 process.join()
 
-    def _start(self, rank: int, port: int, function: Callable[[RankContext], None], ctx: RankContext) -> Rank:
+    def _start(self, rank: int, port: int, be_rank: Callable[[], None]) -> Rank:
         spawn = multiprocessing.get_context("spawn")
         hear, tell = spawn.Pipe(duplex=False)
         environment = {
@@ -55,20 +59,20 @@ class LocalGang:
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is this process's, as under torchrun
             "OMP_NUM_THREADS": str(self.cpus),
         }
-        process = spawn.Process(target=_be_rank, args=(environment, tell, function, ctx), daemon=True)
+        process = spawn.Process(target=_be_rank, args=(environment, tell, be_rank), daemon=True)
         process.start()
         tell.close()
         return process, hear
 
 
-def _be_rank(environment: dict[str, str], tell: Any, function: Callable[[RankContext], None], ctx: RankContext) -> None:
+def _be_rank(environment: dict[str, str], tell: Any, be_rank: Callable[[], None]) -> None:
     os.environ |= environment
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("gristmill").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole tree may be signalled: the driver has us stop in order
     end_with_parent()  # one that is killed ends nobody, and its successor has ranks of its own
     try:
-        as_rank(function, ctx)
+        be_rank()
     except GristmillError as error:
         tell.send(error)
         sys.exit(error.exit_code)

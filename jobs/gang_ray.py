@@ -37,7 +37,7 @@ class RayGang:
 
         os.environ |= settings(self.timeout_seconds)
         trainer = TorchTrainer(
-            partial(as_rank, function, bare(ctx, self.cpus)),
+            partial(as_rank, function, bare(ctx, self.cpus), self.timeout_seconds),
             scaling_config=ScalingConfig(
                 num_workers=self.workers,
                 use_gpu=self.gpus > 0,
@@ -78,8 +78,11 @@ def bare(ctx: Context, cpus: int) -> RankContext:
     )
 
 
-def as_rank(function: Callable[[RankContext], None], ctx: RankContext) -> None:
-    """Be one rank, on whatever machine this is. Rank 0 speaks for all of them."""
+def as_rank(function: Callable[[RankContext], None], ctx: RankContext, timeout_seconds: float = 60.0) -> None:
+    """Be one rank, on whatever machine this is, that may be silent for so long. Rank 0 speaks for all of them."""
+    from pipeline.engine import SILENCE
+
+    os.environ[SILENCE] = str(timeout_seconds)
     store = ctx.store.here()
     work = store.work(ctx.kind, ctx.key)
     work.mkdir(parents=True, exist_ok=True)

@@ -188,7 +188,7 @@ def launcher(opened: Opened, cpus: int, *, inline: bool) -> Iterator[Submit]:
     if inline:
         from jobs.gang_local import LocalGang
 
-        gang = alone if most == 1 else LocalGang(most, max(1, cpus // most))
+        gang = alone if most == 1 else LocalGang(most, max(1, cpus // most), cluster.timeout_seconds)
         yield lambda job: submit_here(job, gang=gang, cpus=cpus)
         return
     from jobs.launch_ray import RayOptions, on_ray

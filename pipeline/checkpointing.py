@@ -75,13 +75,15 @@ class Checkpoints:
     def resume(self) -> int:
         """Restore the newest sound checkpoint, if there is one, and return the first step that is left to do."""
         found = checkpoint.newest(self.shelf) if self.engine.rank == 0 else None
+        self.engine.wait()  # rank 0 may have had to fetch it
         step, attempt = self._share(*((found and parsed(found.path.name)) or (-1, -1)))
         if step < 0:
             return 0
         name = named(step, attempt)
         found = found or checkpoint.load(self.shelf.open(name))
+        self.engine.wait()  # the others too
         self.engine.restore(found.state)
-        self.engine.agree([])  # all of a machine read one copy
+        self.engine.wait()  # all of a machine read one copy
         self.shelf.let_go(name)
         for name, part in self.parts.items():
             part.restore(found.extra.pop(name))
@@ -102,7 +104,7 @@ class Checkpoints:
                 self.save(report.step + 1)
             if stop:
                 self._wait()
-                self.engine.agree([])  # it is safe when rank 0 has sealed it
+                self.engine.wait()  # it is safe when rank 0 has sealed it
                 raise Preempted(f"stopped on request after step {report.step + 1}; its checkpoint is safe")
 
     def save(self, next_step: int) -> None:
@@ -123,7 +125,7 @@ class Checkpoints:
         """Wait until everything is on the disk, and raise what went wrong there; after an error, only let go."""
         if all_is_well:
             self._wait()
-            self.engine.agree([])  # what one rank hands in another collects
+            self.engine.wait()  # what one rank hands in another collects
         self._thread.shutdown(wait=self.engine.world_size == 1, cancel_futures=True)
 
     def _write(self, step: int, shard: Shard, shelf: Shelf, keep: int) -> None:

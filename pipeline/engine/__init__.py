@@ -22,6 +22,8 @@ from pipeline.optimizer import OptimizerConfig
 from pipeline.state import Shard, TrainState
 
 T = TypeVar("T")
+SILENCE = "GRISTMILL_SILENCE_SECONDS"
+"""Where a launcher says, in the environment of a rank, how long it may be silent before it counts as lost."""
 Objective = Callable[[Any, Batch], Loss]
 """A loss of a model and a batch; the model is the module, of whatever class, that the engine was created with."""
 Hold = Callable[[Tensor], Tensor]
@@ -110,6 +112,10 @@ class Engine(Protocol):
 
     def agree(self, values: Sequence[float]) -> list[float]:
         """The largest that any rank gave, element by element. Waits for the other ranks, not for the device."""
+        ...
+
+    def wait(self) -> None:
+        """Wait for the other ranks as long as one may take to fetch what it needs; all other calls bear less."""
         ...
 
     def shard(self) -> Shard:

@@ -21,7 +21,7 @@ from model.batch import Batch
 from pipeline import deepspeed_config
 from pipeline import optimizer as optimizers
 from pipeline.config import laid_over
-from pipeline.engine import EngineSettings, Hold, Objective, not_finite, pick_device
+from pipeline.engine import SILENCE, EngineSettings, Hold, Objective, not_finite, pick_device
 from pipeline.engine.plain import clip, replicated_shard, restore_whole
 from pipeline.errors import EnvironmentProblem, UsageError
 from pipeline.optimizer import OptimizerConfig
@@ -31,8 +31,8 @@ from pipeline.state import Piece, Shard, TrainState, check_same_model, owners, p
 T = TypeVar("T")
 
 ZERO_STAGES = (0, 1, 2, 3)
-TIMEOUT = timedelta(seconds=120)
-"""How long a rank waits for the others before it gives up."""
+FETCH_TIMEOUT = timedelta(hours=1)
+"""How long a rank waits for the others where one may be downloading its inputs, or a checkpoint."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -184,12 +184,20 @@ def _own_part(whole: Tensor, size: int) -> Tensor:
 class DeepSpeed:
     """`pipeline.engine.Engine` on as many ranks as torch.distributed or the launcher's environment has."""
 
-    def __init__(self, engine: Any, store: Replicated | Sharded, objective: Objective, device: torch.device) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        store: Replicated | Sharded,
+        objective: Objective,
+        device: torch.device,
+        patient: Any,
+    ) -> None:
         self.rank = distributed.get_rank()
         self.world_size = distributed.get_world_size()
         self.device = device
         self._engine, self._store, self._objective = engine, store, objective
-        self._hosts = distributed.new_group(backend="gloo", timeout=TIMEOUT)  # NCCL would wait for the device
+        self._patient = patient
+        self._hosts = distributed.new_group(backend="gloo", timeout=_timeout())  # NCCL would wait for the device
 
     def accumulate(self, batch: Batch, denominator: float) -> Tensor:
         batch = batch.to(self.device)
@@ -222,6 +230,9 @@ class DeepSpeed:
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX, group=self._hosts)
         return numbers[1:].tolist()
 
+    def wait(self) -> None:
+        distributed.barrier(self._patient)
+
     def shard(self) -> Shard:
         return self._store.shard()
 
@@ -247,11 +258,13 @@ def create(
     device = pick_device(settings.device)
     library = _library(device)
     _join_group(device)
+    # made first of all, which takes every rank: each has its inputs by then, and what follows waits for less long
+    patient = distributed.new_group(backend="gloo", timeout=FETCH_TIMEOUT)
     base = optimizers.build(model.to(device).named_parameters(), optimizer, n_layers)
     runner = Runner(model, resolve(precision, device), device)
     engine = _initialize(library, runner, base, _config(settings, grad_clip))
     store = Sharded(library, engine, model) if stage else Replicated(model, base, grad_clip)
-    return DeepSpeed(engine, store, objective, device)
+    return DeepSpeed(engine, store, objective, device, patient)
 
 
 def _library(device: torch.device) -> ModuleType:
@@ -280,10 +293,15 @@ def _join_group(device: torch.device) -> None:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        distributed.init_process_group(backend, timeout=TIMEOUT)
+        distributed.init_process_group(backend, timeout=_timeout())
     else:
         alone = distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-        distributed.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=TIMEOUT)
+        distributed.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=_timeout())
+
+
+def _timeout() -> timedelta:
+    """How long a rank waits for the others before it gives up: a while longer than its launcher would."""
+    return timedelta(seconds=2 * float(os.environ.get(SILENCE, "60")))
 
 
 def _initialize(library: ModuleType, runner: Runner, base: torch.optim.Optimizer, config: dict[str, Any]) -> Any:

@@ -65,6 +65,8 @@ class Plain:
     def agree(self, values: Sequence[float]) -> list[float]:
         return list(values)
 
+    def wait(self) -> None: ...
+
     def shard(self) -> Shard:
         return replicated_shard(self._model, self._optimizer, self.rank, self.world_size)
 
