@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from pipeline.errors import DamagedArtifact
+from pipeline.errors import DamagedArtifact, DataError
 from pipeline.faults import fault_point
-from pipeline.identity import changes
+from pipeline.identity import changes, fingerprint
 from pipeline.stage import Context, Gang, Map, Stage, alone, plain_map
 from pipeline.store import Store, log
 from pipeline.tracking import Recorder
@@ -91,7 +91,7 @@ def _plan_one(stage: Stage[Any], inputs: Mapping[str, str | None], store: Store)
     recipe = stage.recipe({name: digest or "to be rebuilt" for name, digest in inputs.items()})
     if None in inputs.values():
         return Planned(stage, None, "built", explain(recipe, stage, store)), None
-    key = stage.key({name: digest or "" for name, digest in inputs.items()})
+    key = fingerprint(recipe)
     if manifest := store.find(stage.kind, key):
         return Planned(stage, key, "reused", ["same recipe, same inputs"]), manifest.digest
     return Planned(stage, key, "built", explain(recipe, stage, store)), None
@@ -151,7 +151,7 @@ def job_for(stage: Stage[Any], store: Store, done: Mapping[str, Built]) -> Job:
     """The job of a stage whose inputs are all done."""
     digests = {name: done[needed.name].digest for name, needed in stage.inputs.items()}
     recipe = stage.recipe(digests)
-    return Job(stage, store, stage.key(digests), recipe, {name: built.key for name, built in done.items()})
+    return Job(stage, store, fingerprint(recipe), recipe, {name: built.key for name, built in done.items()})
 
 
 def submit_here(job: Job, *, gang: Gang = alone, cpus: int = 1) -> "Future[Built]":
@@ -205,6 +205,7 @@ def _run(job: Job, map_: Map, gang: Gang, cpus: int) -> None:
     start = time.monotonic()
     fault_point("stage.begin")
     try:
+        _check_sources(job)
         with store.writing(stage.kind, job.key, meta) as out:
             stage.run(
                 Context(
@@ -221,9 +222,19 @@ def _run(job: Job, map_: Map, gang: Gang, cpus: int) -> None:
                     notes=notes,
                 )
             )
+            _check_sources(job)
             notes["seconds"] = round(time.monotonic() - start, 3)
     finally:
         tracker.close()
+
+
+def _check_sources(job: Job) -> None:
+    """Raises DataError unless what is read from outside the store is still what the key was made of."""
+    if dict(job.stage.sources()) != job.recipe["sources"]:
+        raise DataError(
+            f"{job.stage.name}: the files it reads changed after this run had first looked at them. "
+            "Run again once nothing writes to them"
+        )
 
 
 def _input_keys(job: Job) -> dict[str, dict[str, str]]:

@@ -164,12 +164,6 @@ def described(path: str, digest: str, context: str) -> dict[str, str]:
     return {"name": Path(path).name, "source": str(Path(path).absolute()), "digest": digest, "context": context}
 
 
-def check_unchanged(path: str, before: str, *, splits: bool = False) -> None:
-    """Raises DataError if the bytes are no longer those that were there when reading began."""
-    if digest(path, splits=splits) != before:
-        raise DataError(f"{Path(path).absolute()}: changed while it was read. Run again once nothing writes to it")
-
-
 def _digest(file: Path) -> str:
     try:
         stat = file.stat()

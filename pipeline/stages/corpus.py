@@ -97,9 +97,7 @@ class CorpusStage(Stage[Corpus]):
         return sources.digests(self.config.path)
 
     def run(self, ctx: Context) -> None:
-        digest = sources.digest(self.config.path)
         counts = self._clean(ctx)
-        sources.check_unchanged(self.config.path, digest)
         if not counts["documents"]:
             raise DataError(f"{Path(self.config.path).absolute()}: an empty corpus: {_summary(counts)}. Give some text")
         for number, part in enumerate(sorted(ctx.out.glob("chunk-*.parquet"))):
@@ -108,6 +106,7 @@ class CorpusStage(Stage[Corpus]):
         (ctx.out / "corpus.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         ctx.notes["metrics"] = _metrics(record)
         ctx.notes["headline"] = f"{record['documents']:,} documents, {record['bytes'] / 1e6:.1f} MB"
+        digest = sources.digest(self.config.path)
         ctx.notes["datasets"] = [sources.described(self.config.path, digest, "corpus")]
 
     def load(self, path: Path) -> Corpus:

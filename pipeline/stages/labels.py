@@ -149,10 +149,8 @@ class LabelsStage(Stage[Labels]):
         return {f"{place} {split}": digest for (place, digest), split in zip(found.items(), said, strict=True)}
 
     def run(self, ctx: Context) -> None:
-        digest = sources.digest(self.config.path, splits=self.config.by_files)
         counts: Counter[str] = Counter()
         examples = list(_examples(self.config, ctx, counts))
-        sources.check_unchanged(self.config.path, digest, splits=self.config.by_files)
         names = sorted({name for example in examples for name in example.classes})
         _check_classes(self.config, names)
         if self.config.multi_label:
@@ -164,6 +162,7 @@ class LabelsStage(Stage[Labels]):
         doubt = _mixed(self.config) + ("" if self.config.multi_label else _doubt(names))
         ctx.notes["headline"] = f"{len(names)} classes, {rows} texts ({' / '.join(splits)}){doubt}"
         ctx.notes["duplicates_across_splits"] = counts["duplicates_across_splits"]
+        digest = sources.digest(self.config.path, splits=self.config.by_files)
         ctx.notes["datasets"] = [sources.described(self.config.path, digest, "labels")]
 
     def load(self, path: Path) -> Labels:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StageFailed
+from pipeline.errors import DataError, StageFailed
 from pipeline.runner import Built, Started, build, build_one, job_for, plan, reuse, submit_here, topological
 from pipeline.store import Store
 from pipeline.tracking import read_journal
@@ -78,6 +78,17 @@ def test_a_changed_setting_is_named_by_where_a_config_has_it(tmp_path: Path):
     assert planned.reasons == ["midtrain.rate: 1.0 -> 2.0", "sources.config.json: one -> two"]
     (planned,) = plan([Fitted(config=Fit(rate=2.0), folder=tmp_path)], store)
     assert planned.reasons[0] == "fitted.rate: 1.0 -> 2.0"
+
+
+@pytest.mark.parametrize("overwrites", [False, True], ids=["before it starts", "while it reads"])
+def test_an_artifact_never_has_the_key_of_files_that_were_there_before(tmp_path: Path, overwrites: bool):
+    store, source = Store(tmp_path), tmp_path / "config.json"
+    source.write_text("one")
+    job = job_for(Fitted(config=Fit(rate=1.0), folder=tmp_path, overwrites=overwrites), store, {})
+    source.write_text("one" if overwrites else "two")
+    with pytest.raises(DataError, match="fitted: the files it reads changed"):
+        build_one(job)
+    assert store.find("fitted", job.key) is None
 
 
 def test_a_stage_that_dies_leaves_no_artifact(tmp_path: Path):

@@ -44,11 +44,14 @@ class Fit:
 class Fitted(Stage[float]):
     config: Fit
     folder: Path = knob()
+    overwrites: bool = knob(False)
 
     def sources(self) -> dict[str, str]:
         return {"config.json": (self.folder / "config.json").read_text()}
 
     def run(self, ctx: Context) -> None:
+        if self.overwrites:
+            (self.folder / "config.json").write_text("written meanwhile")
         (ctx.out / "n.txt").write_text(str(self.config.rate))
 
     def load(self, path: Path) -> float:
