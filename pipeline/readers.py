@@ -171,16 +171,29 @@ def _csv_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterator[
 def csv_records(texts: Iterator[str], source: Source) -> Iterator[tuple[int, list[str]]]:
     """The header of a CSV or TSV file, then its rows, each with the line it starts on; blank ones are left out.
 
-    Raises DataError for what is not CSV, and for a row that is longer or shorter than the header.
+    Raises DataError for what is not CSV, for a row that is longer or shorter than the header, and where a quote may
+    have swallowed rows.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
     width = 0
     for line, record in _numbered(csv.reader(texts, delimiter=delimiter(source.kind), strict=True), source):
         width = width or len(record)
+        if source.kind == ".tsv" and (n_lines := _rows_in_quotes(record, width)):
+            raise DataError(
+                f"{source.path}:{line}: quotes hold what looks like {n_lines} rows. A text that begins with a quote is "
+                'put in quotes, with those in it doubled ("""Yes"", he said"), or save the file as CSV or JSON lines'
+            )
         if len(record) != width:
             fields = f"{len(record)} fields, but the header has {width}"
             raise DataError(f"{source.path}:{line}: {fields}. Put texts with commas in quotes")
         yield line, record
+
+
+def _rows_in_quotes(record: Sequence[str], width: int) -> int:
+    """How many lines a record spans if each has the tabs of a row: many TSV files mean nothing by a quote. 0 if not."""
+    spanned = "\t".join(record).split("\n")
+    each_is_a_row = width > 1 and all(line.count("\t") == width - 1 for line in spanned)
+    return len(spanned) if len(spanned) > 1 and each_is_a_row else 0
 
 
 def delimiter(kind: str) -> str:

@@ -126,6 +126,11 @@ def test_a_folder_without_permission_is_named(tmp_path):
     assert "locked" in refused(tmp_path / "locked", tmp_path)
 
 
+def test_quoted_tsv_keeps_tabs_and_line_ends(tmp_path):
+    path = write(tmp_path / "a.tsv", b'id\ttext\n1\t"two\ttabs\there\nand ""two"" lines"\n2\tsaid "so"\n')
+    assert documents(path, tmp_path / "home") == ['two\ttabs\there\nand "two" lines', 'said "so"']
+
+
 def test_bom_line_ends_and_blank_lines_do_not_reach_the_documents(tmp_path):
     path = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\n\r\n  \t\r\ntwo\rlines\nthree")
     built = made(corpus_of(path), tmp_path / "home")
@@ -170,6 +175,8 @@ def test_a_whole_file_can_be_one_document(tmp_path):
         ("a.csv", b'id,text\n1,"two\nlines"\n2,a,b\n', "a.csv:4: 3 fields, but the header has 2"),
         ("a.csv", b'text\n"never closed\n', "a.csv:2: not valid CSV"),
         ("a.csv", b"text,text\na,b\n", "more than one column"),
+        ("a.tsv", b'text\tid\n"Yes\t1\nno\t2\nmaybe"\t3\n', "a.tsv:2: quotes hold what looks like 3 rows"),
+        ("a.tsv", b'id\ttext\n1\t"Yes\n2\tno\n3"\tmaybe\n', "a.tsv:2: quotes hold what looks like 3 rows"),
         ("a.parquet", b"", "a.parquet: cannot be read: Parquet file size is 0 bytes"),
         ("a.parquet", b"PAR1 but no more PAR1", "a.parquet: cannot be read"),
         ("a.txt.gz", b"", "a.txt.gz: cannot be read: it has 0 bytes"),
