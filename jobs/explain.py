@@ -1,6 +1,7 @@
 """What a config resolves to, where its values come from, and what its keys mean."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from ruamel.yaml import YAML
 
 from pipeline.config import flat, load, properties, schema
 from pipeline.errors import UsageError
-from pipeline.pipeline_config import PipelineConfig
+from pipeline.pipeline_config import SHARED, PipelineConfig
 
 
 def show_config(path: Path, overrides: Sequence[str], *, origin: bool, as_json: bool) -> None:
@@ -23,9 +24,15 @@ def show_config(path: Path, overrides: Sequence[str], *, origin: bool, as_json: 
         sys.stdout.write(json.dumps(tree) + "\n")
     elif origin:
         for key, value in flat(tree):
-            sys.stdout.write(f"{key} = {json.dumps(value)}  # {loaded.origins.get(key, 'default')}\n")
+            sys.stdout.write(f"{key} = {json.dumps(value)}  # {_origin(key, loaded.origins)}\n")
     else:
         YAML().dump(tree, sys.stdout)
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    """Where the value of a key was written; a task has from the pipeline's own section what it does not say itself."""
+    shared = re.sub(rf"^tasks\.[^.]+\.(?=({'|'.join(SHARED)})\.)", "", key)
+    return origins.get(key) or origins.get(shared, "default")
 
 
 def explain_key(key: str) -> str:

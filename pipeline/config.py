@@ -206,7 +206,15 @@ def _set(tree: dict[str, Any], origins: dict[Path_, Origin], key: Path_, value: 
     node[key[-1]] = value
     for stale in [known for known in origins if known[: len(key)] == key]:
         del origins[stale]
-    origins[key] = origin
+    origins |= dict.fromkeys(_keys(value, key), origin)
+
+
+def _keys(value: Any, at: Path_) -> Iterator[Path_]:
+    """The key of a value, and of every value in it."""
+    yield at
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _keys(inner, (*at, key))
 
 
 def _typed(cls: type[C], tree: dict[str, Any], origins: Mapping[Path_, Origin], file: Origin) -> C:

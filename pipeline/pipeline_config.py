@@ -22,6 +22,8 @@ from pipeline.stages.shards import ShardsConfig
 from pipeline.training import TrainingConfig
 
 TASK_NAME = re.compile("[a-z0-9][a-z0-9_-]*")
+SHARED = ("adapt", "finetune", "ngrams")
+"""The sections of a task that are laid over the pipeline's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,6 @@ def _over_own_sections(tree: Mapping[str, Any], task: Any) -> Any:
     """A task with its sections laid over the pipeline's; what is no section, as null, stands as it is."""
     if not isinstance(task, dict):
         return task
-    shared = {name: tree[name] for name in ("adapt", "finetune", "ngrams") if isinstance(tree.get(name), dict)}
+    shared = {name: tree[name] for name in SHARED if isinstance(tree.get(name), dict)}
     own = {name: over for name in shared if isinstance(over := task.get(name, {}), dict)}
     return {**task, **{name: laid_over(shared[name], over) for name, over in own.items()}}

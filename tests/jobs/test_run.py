@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jobs.explain import show_config
 from jobs.lineage import lineage
 from jobs.mlflow_client import default_uri
 
@@ -220,6 +221,20 @@ def test_explain_gives_type_default_range_and_meaning(tmp_path: Path):
     _, *meaning = gristmill(tmp_path, "config", "explain", "labels.split").stdout.splitlines()
     assert len(meaning) > 1
     assert all(line.startswith("    ") for line in meaning)
+
+
+def test_every_value_that_was_given_has_an_origin(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = tmp_path / "tasks.yaml"
+    config.write_text(
+        "name: two\ninit_from: base\nfinetune:\n  epochs: 3\ntasks:\n  one:\n    labels: {path: a.csv}\n"
+        "  two:\n    labels: {path: b.csv}\n    finetune:\n      epochs: 4\n"
+    )
+    show_config(config, ["ngrams={order: 2}"], origin=True, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"tasks.one.finetune.epochs = 3  # {config}:4:3" in lines
+    assert f"tasks.two.finetune.epochs = 4  # {config}:11:7" in lines
+    assert "tasks.one.ngrams.order = 2  # --set #1" in lines
+    assert "seed = 0  # default" in lines
 
 
 @pytest.mark.slow
