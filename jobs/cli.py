@@ -96,7 +96,7 @@ def tune(
     ] = 1,
     metric: Annotated[Literal["macro_f1", "accuracy"], Parameter(help="Of the validation texts.")] = "macro_f1",
     task: Annotated[str | None, Parameter(help="Which of several tasks.")] = None,
-    seed: Annotated[int, Parameter(help="Another one tries other settings.")] = 0,
+    seed: Annotated[int, Parameter(help="Another one tries other settings.", validator=validators.Number(gte=0))] = 0,
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:

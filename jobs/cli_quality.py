@@ -35,7 +35,7 @@ Split = Annotated[
 Report = Annotated[
     Path | None, Parameter(help="A folder that gets report.html, its pictures, scores.json and every prediction.")
 ]
-Seed = Annotated[int, Parameter(help="Seed of the resampling.")]
+Seed = Annotated[int, Parameter(help="Seed of the resampling.", validator=validators.Number(gte=0))]
 Resamples = Annotated[
     int, Parameter(help="Resamples of the bootstrap.", validator=validators.Number(gte=100, lte=1_000_000))
 ]

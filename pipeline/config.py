@@ -5,10 +5,12 @@ Values come from, in rising order: defaults, the files named by `extends:`, the 
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
@@ -76,7 +78,7 @@ def schema(cls: type[Any]) -> dict[str, Any]:
 
 def _model(cls: type[Any]) -> Any:
     """`cls` as a pydantic model: the model's settings reach every dataclass inside it."""
-    return create_model("Config", __config__=ConfigDict(extra="forbid"), config=(cls, ...))
+    return create_model("Config", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), config=(cls, ...))
 
 
 def _describe(cls: type[Any], definitions: dict[str, Any], into: dict[str, Any]) -> None:
@@ -139,7 +141,7 @@ def _parse(path: Path) -> tuple[CommentedMap, list[str]]:
         mark = error.problem_mark
         at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise UsageError(f"{path}{at}  not YAML: {error.problem}") from None
-    except (YAMLError, RecursionError) as error:
+    except (YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that no calendar has
         raise UsageError(f"{path}  not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(document, CommentedMap):
         raise UsageError(f"{path}:1:1  a config is a mapping of sections such as `corpus:` and `model:`")
@@ -191,7 +193,7 @@ def _override(text: str, number: int) -> tuple[Path_, Any]:
         raise UsageError(f"--set #{number}  {text!r}: write it as --set section.key=value")
     try:
         parsed = YAML(typ="safe", pure=True).load(value)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         raise UsageError(f"--set #{number}  {key}: {value!r} is not a YAML value: {error}") from None
     return tuple(key.split(".")), parsed
 
@@ -218,20 +220,59 @@ def _keys(value: Any, at: Path_) -> Iterator[Path_]:
 
 
 def _typed(cls: type[C], tree: dict[str, Any], origins: Mapping[Path_, Origin], file: Origin) -> C:
+    written = getattr(cls, "complete", dict)(tree)
     try:
-        complete = getattr(cls, "complete", dict)
-        return _model(cls).model_validate({"config": complete(tree)}).config
+        config = _model(cls).model_validate({"config": written}).config
     except ValidationError as errors:
-        problems = dict.fromkeys(_explain(e, origins, file, schema(cls)) for e in errors.errors())
+        problems = dict.fromkeys(_explain(e, written, origins, file, schema(cls)) for e in errors.errors())
         raise UsageError("\n".join(problems)) from None
+    if booleans := list(_booleans_as_numbers(written, config)):
+        messages = ((at, f"{'.'.join(map(str, at))}={value}: must be a number") for at, value in booleans)
+        raise UsageError("\n".join(_origin(at, origins, file).error(message) for at, message in messages))
+    return config
 
 
-def _explain(error: ErrorDetails, origins: Mapping[Path_, Origin], file: Origin, document: dict[str, Any]) -> str:
+def _booleans_as_numbers(written: Any, typed: Any, at: Path_ = ()) -> Iterator[tuple[Path_, bool]]:
+    """Where true or false was written and pydantic took it for 1 or 0."""
+    if isinstance(written, Mapping):
+        for key, value in written.items():
+            inner = typed[key] if isinstance(typed, Mapping) else getattr(typed, key)
+            yield from _booleans_as_numbers(value, inner, (*at, key))
+    elif isinstance(written, list):
+        for i, (value, inner) in enumerate(zip(written, typed, strict=True)):
+            yield from _booleans_as_numbers(value, inner, (*at, i))
+    elif isinstance(written, bool) and not isinstance(typed, bool):
+        yield at, written
+
+
+def _explain(
+    error: ErrorDetails,
+    tree: Mapping[str, Any],
+    origins: Mapping[Path_, Origin],
+    file: Origin,
+    document: dict[str, Any],
+) -> str:
     at = tuple(error["loc"][1:])
-    origin = next((origins[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origins), file)
     section = properties(document, at[:-1])
     key = at if (at and at[-1] in section) or error["type"] == "unexpected_keyword_argument" else _written(at, origins)
-    return origin.error(f"{'.'.join(map(str, key)) or 'config'}{_message(error, at, sorted(section))}")
+    tried = [part for part in at[len(key) :][:1] if isinstance(part, str)]  # the name of one of several types
+    if tried and not properties(document, key):
+        message = _no_form(key, tree, document)
+    else:
+        message = _message(error, at, sorted(section))
+    return _origin(at, origins, file).error(f"{'.'.join(map(str, key)) or 'config'}{message}")
+
+
+def _origin(at: Path_, origins: Mapping[Path_, Origin], file: Origin) -> Origin:
+    """That of the longest part of a position that has one."""
+    return next((origins[at[:n]] for n in range(len(at), 0, -1) if at[:n] in origins), file)
+
+
+def _no_form(key: Path_, tree: Any, document: dict[str, Any]) -> str:
+    """What to say, once, of a value that is of none of several types: what the key is for."""
+    value = reduce(lambda node, part: node[part], key, tree)
+    told = properties(document, key[:-1]).get(str(key[-1]), {}).get("description", "")
+    return f"={value!r}: has none of the forms that this key takes. {' '.join(told.split())}".rstrip()
 
 
 def _written(at: Path_, origins: Mapping[Path_, Origin]) -> Path_:
@@ -249,7 +290,8 @@ def _message(error: ErrorDetails, at: Path_, known: Sequence[str]) -> str:
         case "value_error":
             return f": {error.get('ctx', {}).get('error')}"
         case _:
-            return f"={error['input']!r}: {error['msg'].replace('Input should be', 'must be')}"
+            must = re.sub(r"^\w+ should ", "must ", error["msg"])
+            return f"={error['input']!r}: {must}"
 
 
 def properties(document: dict[str, Any], at: Path_ = ()) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from annotated_types import MinLen
+from annotated_types import Ge, MinLen
 
 from pipeline.bpe import TokenizerConfig
 from pipeline.config import laid_over
@@ -48,7 +48,7 @@ class PipelineConfig:
 
     name: Annotated[str, MinLen(1)]
     """Name of the pipeline: the MLflow experiment, and the registered model unless `register.name` says otherwise."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of everything random: data order, initial weights, dropout, splits, bootstrap."""
     init_from: str | None = None
     """What to start from: a folder with a Llama model as transformers saves it, or with a model of our own, such as an

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from pipeline import sources
 from pipeline.blocks import read_texts
@@ -30,7 +30,7 @@ Progress = Callable[[int, int, str], None]
 class CorpusConfig:
     """Where the raw text is and how it becomes documents."""
 
-    path: str = knob()
+    path: Annotated[str, MinLen(1)] = knob()
     """File, folder, glob or saved dataset: txt, jsonl, csv, tsv, parquet, also .gz or .zst. Only its content counts."""
     text: str = "text"
     """The field or column that holds the text. Plain text has none."""

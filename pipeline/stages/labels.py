@@ -46,7 +46,7 @@ FEWEST_NEW = 100
 class LabelsConfig:
     """Where the labelled text is and which part of it is measured on."""
 
-    path: str = knob()
+    path: Annotated[str, MinLen(1)] = knob()
     """File, folder, glob or saved dataset: jsonl, csv, tsv, parquet, also .gz or .zst. Only its content counts."""
     text: str = "text"
     """The field or column that holds the text."""

@@ -73,6 +73,8 @@ def test_numbers_booleans_and_words_are_read_as_yaml_1_2(tmp_path: Path):
         ("lr: 3e-3", "mode: quick", r"toy\.yaml:4:3  train\.mode='quick': must be 'fast' or 'slow'"),
         ("steps: 20", "steps: 13", r"toy\.yaml:2:1  train: steps=13 is unlucky; take 12"),
         ("lr: 3e-3", "lr: 3e-3\n  lr: 2", r"toy\.yaml:5:3  not YAML: found duplicate key"),
+        ("name: toy", "name: 2024-13-45", r"toy\.yaml  not YAML: month must be in 1\.\.12"),
+        ("steps: 20", "steps: true", r"toy\.yaml:3:3  train\.steps=True: must be a number\n    3 \|   steps: true"),
         ("train:", "train: [", r"toy\.yaml:\d+:\d+  not YAML"),
         ("name: toy", "name: !!python/object:os.system x", r"tags such as .* are refused"),
         ("lr: 3e-3", "split: [1, two]", r"toy\.yaml:4:3  train\.split"),
@@ -135,6 +137,27 @@ def test_any_text_is_a_config_or_a_clear_refusal(tmp_path_factory: pytest.TempPa
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(UsageError):
         load(Toy, path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "seed=-1: must be greater than or equal to 0"),
+        ("corpus.path=''", "corpus.path='': must have at least 1 character"),
+        ("finetune.epochs=true", "finetune.epochs=True: must be a number"),
+        ("finetune={lr: true}", "finetune.lr=True: must be a number"),
+        ("model.rope_theta=.inf", "model.rope_theta=inf: must be a finite number"),
+        ("finetune.weight_decay=.nan", "finetune.weight_decay=nan: must be a finite number"),
+        ("name=2024-13-45", "name: '2024-13-45' is not a YAML value: month must be in 1..12"),
+        ("labels.split=[0.8, 0.2]", "labels.split=[0.8, 0.2]: has none of the forms that this key takes. The column"),
+        ("cluster.workers=[1, 2, 3]", "cluster.workers=[1, 2, 3]: has none of the forms that this key takes. Training"),
+    ],
+)
+def test_a_value_that_no_run_could_use_is_refused_before_it(override: str, message: str):
+    with pytest.raises(UsageError) as error:
+        load(PipelineConfig, Path("configs/smoke.yaml"), [override])
+    assert str(error.value).startswith(f"--set #1  {message}")
+    assert str(error.value).count("--set #1") == 1
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.stem)
