@@ -15,7 +15,10 @@ TERMINAL_SECONDS, LOG_SECONDS = 0.2, 10.0
 WEAKEST = 5
 
 Model = Annotated[str, Parameter(help="A registered name, NAME@ALIAS, a models:/ URI or an export folder.")]
-Data = Annotated[Path, Parameter(help="Labelled texts: jsonl, csv, tsv or parquet; also .gz or .zst.")]
+Data = Annotated[
+    Path,
+    Parameter(help="Labelled texts: jsonl, csv, tsv or parquet, also .gz or .zst; a file, folder or saved dataset."),
+]
 MaybeData = Annotated[
     Path | None,
     Parameter(help="Labelled texts. Default: the test split that A was evaluated on, if it is in GRISTMILL_HOME."),
@@ -28,8 +31,8 @@ Separator = Annotated[
 Split = Annotated[
     str | None,
     Parameter(
-        help="Rows whose column `split` says this; `all` takes every row. Default: the test rows, or every row where "
-        "there is no such column."
+        help="Rows whose column `split` says this or, without one, whose file does, as test.csv beside train.csv; "
+        "`all` takes every row. Default: the test rows, or every row where nothing says which those are."
     ),
 ]
 Report = Annotated[

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pipeline.classes import SEPARATOR, class_name, class_names
 from pipeline.errors import DataError
 from pipeline.readers import Reading, Row, read_rows, text_of
 from pipeline.sources import Source
-from pipeline.splitting import NAMES, LabelledSplit
+from pipeline.splitting import NAMES, LabelledSplit, SplitName, split_of_file
 from pipeline.targets import encode
 from pipeline.text import normalise
 
@@ -32,8 +33,9 @@ def silent(what: str, done: int, total: int) -> None:
 class Columns:
     """Where text and class stand in a file, and which rows count: a split by name, or `all`.
 
-    Without a name the test rows are taken, or all where no column is called `split`. `separator` stands between the
-    classes of a text where it may have several and they come as one string.
+    Without a name the test rows are taken, or all where neither a column called `split` nor the names of several files
+    say which those are. `separator` stands between the classes of a text where it may have several and they come as one
+    string.
     """
 
     text: str = "text"
@@ -83,17 +85,20 @@ class Labelled:
 def read_labelled(
     path: Path, columns: Columns, on_progress: Progress = silent, *, multi_label: bool = False
 ) -> Labelled:
-    """The wanted rows of a file, folder or glob; with `multi_label` a text may have several classes, or none.
+    """The wanted rows of a file, folder, glob or saved dataset; with `multi_label` a text may have several classes, or
+    none.
 
     Raises DataError with file and line for what cannot be used.
     """
-    found = sources.find(str(path))
-    has_split = _has_split(found[0], columns)
-    split = columns.split or ("test" if has_split else ALL)
+    found = sources.find(str(path), splits=True)
+    has_split = columns.split != ALL and _has_split(found[0])
+    of_files = {} if has_split or columns.split == ALL else _splits_of_files(found)
+    has_split = has_split or (columns.split not in (None, ALL) and not of_files)  # reading says that it is missing
+    split = columns.split or ("test" if has_split or of_files else ALL)
     rows: list[tuple[str, str | tuple[str, ...], str]] = []
     blank, splits = 0, Counter[str]()
     for source, row in _rows(found, columns, has_split, on_progress):
-        named = _canonical(str(row.values[2])) if has_split else ALL
+        named = _canonical(str(row.values[2])) if has_split else of_files.get(source.name, ALL)
         splits[named] += 1
         if _canonical(split) not in (named, ALL):
             continue
@@ -118,16 +123,21 @@ def _label(value: object, where: str, separator: str | None) -> str | tuple[str,
     return class_name(value, where) if separator is None else class_names(value, where, separator)
 
 
-def _has_split(source: Source, columns: Columns) -> bool:
+def _splits_of_files(found: Sequence[Source]) -> dict[str, SplitName]:
+    """The split of each file by its name, where some are named after one and some after another."""
+    said: set[SplitName] = set()
+    for source in found:
+        with suppress(DataError):
+            said.add(split_of_file(source.name, str(source.path)))
+    return {source.name: split_of_file(source.name, str(source.path)) for source in found} if len(said) > 1 else {}
+
+
+def _has_split(source: Source) -> bool:
     """Whether the first row has a split. A file that cannot be read is refused when its texts are."""
-    if columns.split == ALL:
-        return False
     try:
         next(read_rows(source, [SPLIT], Reading()), None)
     except DataError:
-        if columns.split is None:
-            return False
-        next(read_rows(source, [columns.text, columns.label, SPLIT], Reading()), None)
+        return False
     return True
 
 

@@ -130,6 +130,25 @@ def test_a_split_asked_of_a_file_without_that_column_is_refused(tmp_path: Path):
         read_labelled(tmp_path / "x.jsonl", Columns(split="test"))
 
 
+def test_files_that_are_named_after_splits_are_told_apart(tmp_path: Path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.csv").write_text(f"text,label\n{name} text,a\n")
+    assert read_labelled(folder, Columns()).texts == ["test text"]
+    assert read_labelled(folder, Columns(split="train")).texts == ["train text"]
+    assert read_labelled(folder, Columns(split="all")).texts == ["test text", "train text"]
+    assert read_labelled(folder / "train.csv", Columns()).texts == ["train text"]
+
+
+def test_of_a_saved_dataset_with_splits_the_test_rows_are_taken(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    parts = {name: datasets.Dataset.from_dict({"text": [name], "label": ["a"]}) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert read_labelled(tmp_path / "saved", Columns()).texts == ["test"]
+
+
 def test_the_report_is_whole_and_leaves_other_files_alone(model: str, data: Path, home: Path, tmp_path: Path):
     target = tmp_path / "report"
     target.mkdir()
