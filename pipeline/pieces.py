@@ -23,7 +23,7 @@ from pipeline.sources import Source, find
 from pipeline.streams import open_bytes, readable
 
 PIECE_ROWS, PIECE_BYTES = 4096, 32 << 20
-"""Rows come in pieces of at most about this much."""
+"""Rows come in pieces of at most about this much; characters count as bytes."""
 BATCH_ROWS = 512
 
 FAMILIES = {".jsonl": "JSON lines", ".ndjson": "JSON lines", ".csv": "CSV", ".tsv": "CSV", ".parquet": "parquet"}
@@ -89,7 +89,7 @@ def _gathered(rows: Iterator[tuple[str, Any]], header: tuple[str, ...] = ()) -> 
     for text, row in rows:
         texts.append(text)
         kept.append(row)
-        size += len(text)
+        size += len(row) if isinstance(row, str) else sum(map(len, row))
         if len(texts) == PIECE_ROWS or size >= PIECE_BYTES:
             yield Piece(texts, kept, header)
             texts, kept, size = [], [], 0

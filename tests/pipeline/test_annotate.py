@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.annotate import check_target, writing
 from pipeline.errors import DataError, EnvironmentProblem, UsageError
-from pipeline.pieces import PIECE_ROWS, read_pieces, source_of
+from pipeline.pieces import PIECE_BYTES, PIECE_ROWS, read_pieces, source_of
 from pipeline.readers import Reading
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\t"), max_size=20)
@@ -96,6 +96,15 @@ def test_a_file_comes_in_pieces_of_bounded_size(tmp_path: Path):
     (tmp_path / "in.csv").write_text("text\n" + "".join(f"t{i}\n" for i in range(PIECE_ROWS + 5)))
     sizes = [len(piece.texts) for piece in read_pieces(source_of(str(tmp_path / "in.csv")), "text", [], Reading())]
     assert sizes == [PIECE_ROWS, 5]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_long_column_beside_the_text_counts_too(tmp_path: Path, suffix: str):
+    long = "x" * (PIECE_BYTES // 4)
+    row, header = (json.dumps({"text": "t", "html": long}), "") if suffix == "jsonl" else (f"t,{long}", "text,html\n")
+    (tmp_path / f"in.{suffix}").write_text(header + f"{row}\n" * 5)
+    pieces = read_pieces(source_of(str(tmp_path / f"in.{suffix}")), "text", [], Reading())
+    assert [len(piece.texts) for piece in pieces] == [4, 1]
 
 
 @pytest.mark.parametrize(
