@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Source:
     @property
     def files(self) -> list[Path]:
         """The files whose bytes are its content."""
-        return sorted(p for p in self.path.iterdir() if p.is_file()) if self.kind == SAVED_DATASET else [self.path]
+        return sorted(_files_of(self.path)) if self.kind == SAVED_DATASET else [self.path]
 
     @property
     def is_from_start(self) -> bool:
@@ -113,6 +114,11 @@ def _matches(pattern: Path) -> list[Path]:
         return []
     root, rest = Path(*pattern.parts[: fixed[0]]), Path(*pattern.parts[fixed[0] :])
     return [p for p in root.glob(str(rest)) if p.is_file()]
+
+
+def _files_of(saved: Path) -> Iterator[Path]:
+    """The files of a saved dataset, without what `datasets` caches beside them when somebody works with it."""
+    return (p for p in saved.iterdir() if p.is_file() and not fnmatch(p.name, "cache-*.arrow"))
 
 
 def _is_saved_dataset(folder: Path) -> bool:

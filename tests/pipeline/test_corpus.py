@@ -75,6 +75,16 @@ def test_a_saved_dataset_is_read_and_one_with_splits_names_them(tmp_path):
     assert documents(tmp_path / "splits" / "train", tmp_path / "home") == TWO
 
 
+def test_working_with_a_saved_dataset_leaves_its_key(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"text": TWO}).save_to_disk(tmp_path / "saved")
+    key = corpus_of(tmp_path / "saved").key({})
+    datasets.Dataset.load_from_disk(str(tmp_path / "saved")).map(lambda row: {"length": len(row["text"])})
+    assert list((tmp_path / "saved").glob("cache-*.arrow"))
+    assert corpus_of(tmp_path / "saved").key({}) == key
+
+
 def test_a_folder_a_glob_and_another_place_have_the_same_key(tmp_path):
     for place in ("one", "else/where"):
         folder = tmp_path / place
