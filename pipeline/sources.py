@@ -113,7 +113,14 @@ def _matches(pattern: Path) -> list[Path]:
     if not fixed:
         return []
     root, rest = Path(*pattern.parts[: fixed[0]]), Path(*pattern.parts[fixed[0] :])
-    return [p for p in root.glob(str(rest)) if p.is_file()]
+    return [p for p in root.glob(str(rest)) if p.is_file() and not _is_hidden(p.relative_to(root), rest)]
+
+
+def _is_hidden(path: Path, pattern: Path) -> bool:
+    """Whether a part of the path begins with a dot, and none of the pattern that does so names it."""
+    named = [part for part in pattern.parts if part.startswith(".")]
+    hidden = [part for part in path.parts if part.startswith(".")]
+    return not all(any(fnmatch(part, name) for name in named) for part in hidden)
 
 
 def _files_of(saved: Path) -> Iterator[Path]:

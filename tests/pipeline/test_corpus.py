@@ -97,6 +97,16 @@ def test_a_folder_a_glob_and_another_place_have_the_same_key(tmp_path):
     assert documents(paths[0], tmp_path / "home") == ["from a", "from b"]
 
 
+def test_what_is_hidden_is_read_where_it_is_named_alone(tmp_path):
+    folder = tmp_path / "data"
+    (folder / ".checkpoints").mkdir(parents=True)
+    for name in ("a.txt", "._a.txt", ".checkpoints/b.txt"):
+        write(folder / name, f"from {name}")
+    for path in (folder, f"{folder}/*.txt", f"{folder}/**/*.txt"):
+        assert documents(path, tmp_path / "home") == ["from a.txt"]
+    assert documents(f"{folder}/.check*/*.txt", tmp_path / "home") == ["from .checkpoints/b.txt"]
+
+
 def test_another_content_or_rule_is_another_key_and_the_path_is_not(tmp_path):
     path = write(tmp_path / "a.txt", "one")
     key = corpus_of(path).key({})
