@@ -39,7 +39,7 @@ def _invalid(data: bytes, where: str, line: int, error: UnicodeDecodeError) -> s
     newline = b"\n"
     line += data.count(newline, 0, error.start)
     byte = error.start - data.rfind(newline, 0, error.start)
-    remedy = "Convert the file to UTF-8, or set invalid_utf8: repair"
+    remedy = "Convert the file to UTF-8, or, for the corpus or the labels of a run, set invalid_utf8: repair"
     return f"{where}:{line}:{byte}: invalid UTF-8 byte 0x{data[error.start]:02x}. {remedy}"
 
 
