@@ -123,7 +123,8 @@ class CorpusStage(Stage[Corpus]):
         try:
             return sum(ctx.spread(clean, tasks, "reading chunks of the corpus"), Counter())
         except DataError:
-            for _ in _texts(config, found, Counter(), _silent):  # the first error of all, with its line in the file
+            # the first error of all, with its line in the file
+            for _ in _texts(config, found, Counter(), ctx.tracker.progress):
                 pass
             raise
 
