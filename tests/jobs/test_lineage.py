@@ -176,7 +176,7 @@ def test_a_model_that_began_with_a_registered_one_leads_to_the_corpus_of_that(
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("nobody", "neither an export folder nor a registered model. Nearest: clf"),
+        ("nobody", "neither an export folder nor a registered model of .* Nearest: clf"),
         ("clf@champion", "has no alias 'champion'; it has: candidate"),
         ("clf/7", "has no version 7; it has: 1"),
         ("foreign", "was not registered by gristmill"),

@@ -137,7 +137,7 @@ def test_what_is_the_champion_is_not_proposed_again_by_a_run_that_makes_it_again
 @pytest.mark.parametrize(
     ("name", "wanted", "why"),
     [
-        ("cfl", {}, "'cfl' is neither an export folder nor a registered model. Nearest: clf"),
+        ("cfl", {}, "'cfl' is neither an export folder nor a registered model of .* Nearest: clf"),
         ("clf", {"version": "7"}, "clf has no version 7; it has: 1"),
     ],
 )
