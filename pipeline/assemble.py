@@ -60,14 +60,9 @@ class Graph:
 
     @property
     def targets(self) -> list[Stage[Any]]:
-        """What a run is asked for, in the order of the pipeline; what else they need, it makes on the way.
-
-        Labels come first: a mistake in them is told before hours are spent.
-        """
-        labels = [branch.labels for branch in self.branches.values()]
+        """What a run is asked for, in the order of the pipeline; what else they need, it makes on the way."""
         branches = [stage for branch in self.branches.values() for stage in branch.stages]
-        first = [*labels, *self.trunk]
-        return [*first, *(stage for stage in branches if stage not in first)]
+        return [*self.trunk, *(stage for stage in branches if stage not in self.trunk)]
 
     @property
     def exports(self) -> list[Export]:
