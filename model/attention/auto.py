@@ -9,7 +9,7 @@ import torch
 from model.attention import KeyValue, Query, _native, kernel, matmul, sdpa
 from model.masks import Pattern
 
-log = logging.getLogger("gristmill")
+log = logging.getLogger(__name__)
 
 SHORT = 1024
 """Positions up to which, in half precision on a CPU, two matrix products beat PyTorch's fused kernel, forward and

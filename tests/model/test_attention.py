@@ -102,7 +102,7 @@ def test_the_reference_is_exact_in_float64():
 
 def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture):
     auto._say.cache_clear()
-    with caplog.at_level(logging.INFO, logger="gristmill"):
+    with caplog.at_level(logging.INFO, logger="model.attention.auto"):
         for _ in range(2):
             kernel("auto")(*qkv((4, 2)), pattern())
             kernel("auto")(*(x.bfloat16() for x in qkv((4, 2))), pattern())
