@@ -1,7 +1,6 @@
 """Training through the real stages, on the smoke data: what a restart, a micro batch or a knob may not change."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,6 @@ from pipeline.checkpointing import Checkpoints
 from pipeline.classify import probabilities
 from pipeline.errors import EnvironmentProblem, Preempted, UsageError
 from pipeline.guard import Guard
-from pipeline.meter import Meter
 from pipeline.runner import Built, build, submit_here
 from pipeline.stage import Stage
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
@@ -36,8 +34,8 @@ from pipeline.stages.shards import ShardsConfig, ShardsStage
 from pipeline.stages.tokenizer import TokenizerStage
 from pipeline.state import join
 from pipeline.store import Store
-from pipeline.tracking import Silent, read_journal
-from pipeline.train import StepReport, train
+from pipeline.tracking import read_journal
+from pipeline.train import train
 from pipeline.training import TrainingConfig
 from tests.pipeline.recipes import SIMPLE
 from tests.pipeline.test_batches import ToyStream, sampling
@@ -348,41 +346,6 @@ def test_what_needs_whole_weights_is_refused_where_zero_cuts_them(needs: dict[st
     ((name, value),) = needs.items()
     with pytest.raises(ValueError, match=f"{name}={value} needs whole .*zero_stage=2"):
         FinetuneConfig(**{**SIMPLE, **needs}, zero_stage=2)
-
-
-def test_the_meter_reports_the_mean_of_its_window():
-    seen: list[tuple[int, float]] = []
-
-    class Listening(Silent):
-        def metrics(self, values: dict[str, float], *, step: int) -> None:
-            seen.append((step, values["train/loss"]))
-
-    ids = np.arange(2)
-    held, norm = torch.tensor(False), torch.tensor(1.0)
-    reports = [StepReport(i, torch.tensor(float(i)), 2, norm, 1.0, held, ids, ids) for i in range(5)]
-    meter = Meter(Listening(), lr=1.0, every=2, total=5, tokens_per_step=2)
-    assert list(meter.watch(iter(reports))) == reports
-    assert seen == [(1, 0.25), (3, 1.25), (4, 2.0)]
-
-
-def test_the_meter_times_a_window_over_several_epochs_and_knows_the_speed_of_what_a_restart_went_on_from():
-    ids = np.arange(2)
-    held, norm = torch.tensor(False), torch.tensor(1.0)
-
-    def slow_steps(*steps: int) -> Iterator[StepReport]:
-        for step in steps:
-            time.sleep(0.02)
-            yield StepReport(step, torch.tensor(1.0), 2, norm, 1.0, held, ids, ids)
-
-    meter = Meter(Silent(), lr=1.0, every=5, total=5, tokens_per_step=2)
-    for epoch in ((0, 1, 2, 3), (4,)):
-        list(meter.watch(slow_steps(*epoch)))
-        with meter.pause():
-            time.sleep(0.5)
-    assert 0.1 <= meter.training_seconds < 0.5
-    again = Meter(Silent(), lr=1.0, every=5, total=5, tokens_per_step=2)
-    again.restore(meter.state())
-    assert again.tokens_per_second == meter.tokens_per_second == 10 / meter.training_seconds
 
 
 def test_golden_keys_of_the_shipped_configs():
