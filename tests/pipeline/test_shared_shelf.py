@@ -59,7 +59,7 @@ def test_once_the_artifact_is_there_its_checkpoints_are_gone(tmp_path: Path, url
     with two.writing("toy", "k", {}) as out:
         (out / "a").write_text("done")
     assert not two.work("toy", "k").exists()
-    assert remote.names(f"{url}/work/toy/k") == []
+    assert remote.names(two.url(two.work("toy", "k"))) == []
     assert checkpoint.newest(one.shelf("toy", "k")) is None
 
 
@@ -164,9 +164,10 @@ save_halves([one, two], 2, 8); one.keep_last(1)
     ],
 )
 def test_a_kill_while_saving_to_a_store_leaves_a_whole_checkpoint(tmp_path: Path, fault: str, survivor: int):
-    one, two = shelves_of(tmp_path, new_url("file", tmp_path), "one", "two")
+    url = new_url("file", tmp_path)
+    one, two = shelves_of(tmp_path, url, "one", "two")
     save_halves([one, two], 1)
-    killed_at(fault, SAVE, str(tmp_path), one.url.removesuffix("/work/toy/k"))
+    killed_at(fault, SAVE, str(tmp_path), url)
     assert_holds(checkpoint.newest(two), survivor)
     for one_of in (one, two):
         one_of.sweep()
@@ -207,4 +208,4 @@ def test_what_is_left_of_building_an_artifact_goes_when_it_is_used_again(tmp_pat
         (out / "a").write_text("done")
     checkpoint.save(store.shelf("toy", "k", "best"), 2, shard(2), EXTRA)
     store.forget_work("toy", "k")
-    assert remote.names(f"{url}/work/toy/k") == []
+    assert remote.names(store.url(store.work("toy", "k"))) == []
