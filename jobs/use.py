@@ -1,6 +1,7 @@
 """Models at work: label texts, and continue prompts."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from jobs.home import home
 from jobs.run import tracking_uri
-from pipeline.errors import DataError, UsageError
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,23 +53,22 @@ def classifier(model: str) -> "LoadedClassifier":
 
 def _lines() -> list[str]:
     """Those of standard input, blank ones too, so that answers stand in line with what was asked."""
+    from pipeline.readers import BOM
     from pipeline.text import normalise
 
-    lines = normalise(_utf8(sys.stdin.buffer.read(), "standard input")).split("\n")
+    lines = normalise(_decoded(sys.stdin.buffer.read().removeprefix(BOM), "standard input")).split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def _given(texts: Sequence[str]) -> list[str]:
     """Arguments of the command line, in which Python hides bytes that are no UTF-8."""
-    return [_utf8(text.encode(errors="surrogateescape"), f"text {n}") for n, text in enumerate(texts, 1)]
+    return [_decoded(text.encode(errors="surrogateescape"), f"text {n}") for n, text in enumerate(texts, 1)]
 
 
-def _utf8(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{where}:{line}: invalid UTF-8 byte 0x{data[error.start]:02x}. Give UTF-8 text") from error
+def _decoded(data: bytes, where: str) -> str:
+    from pipeline.text import decode
+
+    return decode(data, where, 1, repair=False, counts=Counter())
 
 
 def predictions(labels: Sequence[str], table: "np.ndarray", *, multi_label: bool) -> list[dict[str, Any]]:

@@ -131,9 +131,9 @@ def test_each_line_of_standard_input_has_its_answer(model: str, monkeypatch: pyt
 
 def test_what_is_not_utf8_is_one_message(model: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n\xe9t\xe9\n")))
-    with pytest.raises(DataError, match="standard input:2: invalid UTF-8 byte 0xe9"):
+    with pytest.raises(DataError, match="standard input:2:1: invalid UTF-8 byte 0xe9"):
         predict(model, ["-"])
-    with pytest.raises(DataError, match="text 2:1: invalid UTF-8 byte 0xe9"):
+    with pytest.raises(DataError, match="text 2:1:1: invalid UTF-8 byte 0xe9"):
         predict(model, ["the cat", os.fsdecode(b"\xe9t\xe9")])
 
 
