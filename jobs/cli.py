@@ -220,7 +220,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except OSError as error:
-        problem = lacking(getattr(error, "cause", error))  # Ray's errors are of the type of the one that they hold
+        problem = lacking(error)
         if problem is None:
             raise
         sys.stderr.write(f"{problem}\n")

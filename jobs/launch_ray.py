@@ -19,7 +19,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 from jobs.gang_ray import RayGang, Workers
-from pipeline.errors import EnvironmentProblem, GristmillError, WorkerLost
+from pipeline.errors import EnvironmentProblem, GristmillError, WorkerLost, lacking
 from pipeline.runner import Built, Job, Submit, build_one, slots
 from pipeline.stage import Gang, Told, alone
 
@@ -178,6 +178,8 @@ def _explained(stage: str, error: BaseException) -> BaseException:
     cause = getattr(error, "cause", None)
     if isinstance(cause, GristmillError):
         return cause
+    if cause and (problem := lacking(cause)):
+        return problem
     lost = cause if isinstance(error, RayTaskError) else error  # or a process that the stage itself waited for
     if isinstance(lost, RayError) and not isinstance(lost, RayTaskError):
         return WorkerLost(f"{stage}: {type(lost).__name__}: {(str(lost).splitlines() or [''])[0]}")

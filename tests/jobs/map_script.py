@@ -1,5 +1,6 @@
 """Spread work over a Ray of this process's own. Arguments: a folder for its home and for what the work leaves."""
 
+import errno
 import json
 import os
 import sys
@@ -46,6 +47,13 @@ class Slots(Stage[None]):
     def load(self, path: Path) -> None: ...
 
 
+class Full(Slots):
+    """A stage whose disk is full."""
+
+    def run(self, ctx: Context) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/file")
+
+
 def main(folder: str) -> None:
     options = RayOptions(home=Path(folder), cpus=2)
     with on_ray(options):
@@ -66,6 +74,7 @@ def main(folder: str) -> None:
         # as on a cluster none of whose machines has as many cores as the driver's
         with on_ray(replace(options, cpus=64)) as submit:
             found["large"] = submit(job_for(Slots(), Store(Path(folder)), {})).result(timeout=60).notes["cpus"]
+            found["full"] = str(submit(job_for(Full(), Store(Path(folder)), {})).exception(timeout=60))
     Path(folder, "found.json").write_text(json.dumps(found))
 
 

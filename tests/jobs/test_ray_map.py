@@ -40,3 +40,8 @@ def test_a_failure_is_raised_and_the_items_that_wait_are_not_begun(found: dict[s
 
 def test_a_stage_that_wants_more_slots_than_any_machine_has_takes_those_of_the_largest(found: dict[str, Any]):
     assert found["large"] == 2
+
+
+def test_a_full_disk_of_a_task_is_told_without_the_task(found: dict[str, Any]):
+    assert found["full"].startswith("a/file: No space left on device.")
+    assert "Traceback" not in found["full"]
