@@ -94,8 +94,8 @@ def run(
         mirrored = mirror.finish(MIRROR_SECONDS)
         registered = mirrored.model_uris if mirrored else {}  # none where the tracker could not be reached
         result |= _tracked(mirrored, uri) | _promoted(opened, registered, uri)
-        for name, task in result.get("tasks", {}).items():
-            export = graph.branches[name].export
+        for label, task in result.get("tasks", {}).items():
+            export = graph.branches[label].export
             if export and export.name in registered:
                 task["model_uri"] = registered[export.name]
         ended = time.monotonic()

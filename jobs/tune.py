@@ -300,4 +300,4 @@ def print_search(result: Mapping[str, Any], path: Path, overrides: Sequence[str]
     console.print(table)
     sets = [part for setting in (*overrides, *written(result["best"])) for part in ("--set", setting)]
     command = shlex.join(["gristmill", "run", str(path), *sets])
-    console.print(f"\nThe best, which is trained already:\n  {command}", soft_wrap=True, markup=False)
+    console.print(f"\nThe best, which is trained already:\n  {command}", soft_wrap=True)
