@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline import publish, remote
-from pipeline.errors import DamagedArtifact, EnvironmentProblem
+from pipeline.errors import DamagedArtifact, EnvironmentProblem, Preempted
 from pipeline.filesystems import checked
 from pipeline.publish import MANIFEST, Manifest
 from pipeline.shelf import SharedShelf, Shelf
@@ -26,6 +26,8 @@ from pipeline.tracking import progress_path, read_progress, system_path
 log = logging.getLogger("gristmill")
 
 STOP = "stop"
+WAIT_POLL_SECONDS = 1.0
+"""How often a run that waits for another to build looks whether it should stop."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +250,12 @@ class Store:
 
     @contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:
-        """Only one process builds an artifact; another waits, and says so. The kernel frees a dead holder's lock."""
-        with _held(self._lock(kind, key), f"{kind} {key[:8]} is being built"):
+        """Only one process builds an artifact; another waits, and says so. The kernel frees a dead holder's lock.
+
+        Raises Preempted where this run is asked to stop while it waits.
+        """
+        stop_requested = partial(self.stop_requested, kind, key)
+        with _held(self._lock(kind, key), f"{kind} {key[:8]} is being built", stop_requested):
             publish.sweep(self.path(kind, key))
             yield
 
@@ -258,18 +264,27 @@ class Store:
 
 
 @contextmanager
-def _held(path: Path, what: str) -> Iterator[None]:
+def _held(path: Path, what: str, stop_requested: Callable[[], bool] = lambda: False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not _is_acquired(lock, 0):
         log.warning("%s by another process; waiting for it", what)
-        lock.acquire()
+        while not _is_acquired(lock, WAIT_POLL_SECONDS):
+            if stop_requested():
+                raise Preempted(f"stopped on request, while {what} by another process")
     try:
         yield
     finally:
         lock.release()
+
+
+def _is_acquired(lock: FileLock, seconds: float) -> bool:
+    """Whether a lock was free within that time; it is then held."""
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataError, StageFailed
+from pipeline.errors import DataError, Preempted, StageFailed
 from pipeline.runner import Built, Started, build, build_one, job_for, plan, reuse, submit_here, topological
 from pipeline.store import Store
 from pipeline.tracking import read_journal
@@ -136,6 +136,17 @@ def test_four_builders_of_one_artifact_build_it_once(tmp_path: Path):
     with ThreadPoolExecutor(4) as pool:
         built = list(pool.map(lambda _: build_one(job), range(4)))
     assert sorted(b.status for b in built) == ["built", "reused", "reused", "reused"]
+
+
+def test_who_waits_for_another_to_build_can_be_stopped(tmp_path: Path):
+    store = Store(tmp_path, run="waits")
+    job = job_for(Number(value=1), store, {})
+    with Store(tmp_path).lock("number", job.key), ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(build_one, job)
+        store.request_stop("number", job.key)
+        with pytest.raises(Preempted, match=r"stopped on request, while number .* is being built by another process"):
+            waiting.result(timeout=30)
+    assert build_one(job).status == "built"
 
 
 def test_what_a_builder_that_was_killed_after_it_published_kept_is_deleted_unless_somebody_is_at_work_there(
