@@ -22,9 +22,10 @@ from jobs.status import announce
 from jobs.stopping import Stopping
 from jobs.times import Times
 from jobs.track_mlflow import Mirror, Mirrored
+from pipeline import sources
 from pipeline.assemble import Branch, Graph, assemble
-from pipeline.config import load
-from pipeline.errors import WorkerLost
+from pipeline.config import flat, load
+from pipeline.errors import UsageError, WorkerLost
 from pipeline.identity import fingerprint
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.runner import Built, Started, Submit, build, submit_here, topological
@@ -53,8 +54,23 @@ class Opened:
 
 def open_config(path: Path, overrides: Sequence[str]) -> Opened:
     config = load(PipelineConfig, path, overrides).config
+    _refuse_data_around(home(), config)
     config = with_start(config, home(), tracking_uri(config))
     return Opened(config, assemble(config), Store(home(), config.cluster.store or os.environ.get("GRISTMILL_STORE")))
+
+
+def _refuse_data_around(kept: Path, config: PipelineConfig) -> None:
+    """Raises UsageError where a folder of texts would take in what runs write, which changes while it is read."""
+    for key, value in flat(asdict(config)):
+        if not key.endswith(".path") or not value:
+            continue
+        folder = sources.place(value).resolve()
+        inside = kept.resolve()
+        if inside.is_relative_to(folder) and not any(p.startswith(".") for p in inside.relative_to(folder).parts):
+            raise UsageError(
+                f"{key}={value}: runs write into {inside}, which is in that folder of texts. Name a folder, or a "
+                "pattern such as *.txt, that leaves it out; or set GRISTMILL_HOME to another place"
+            )
 
 
 def run(

@@ -15,6 +15,7 @@ KINDS = (".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 SAVED_DATASET = "saved dataset"
 CACHED_FROM_BYTES = 64 << 20
+_UNKNOWN = "cannot be looked up: {}. Correct the path or its permissions"
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,23 @@ def find(path: str, *, splits: bool = False) -> list[Source]:
     kind is passed over there. Raises DataError where nothing can be read, and for a saved dataset of several splits
     unless `splits` asks for all of them.
     """
+    given = place(path)
     try:
-        given = Path(path).expanduser()
         paths = _distinct(given, splits)
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~` of an unknown user
-        raise DataError(f"{path}: cannot be looked up: {error}. Correct the path or its permissions") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {_UNKNOWN.format(error)}") from error
     if not paths:
         raise DataError(f"{given.absolute()}: {_nothing(given)}")
     base = os.path.commonpath([p.absolute().parent for p in paths])
     return sorted((_source(p, base) for p in paths), key=lambda s: s.name)
+
+
+def place(path: str) -> Path:
+    """Where a path of a config leads to. Raises DataError for the home of an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: {_UNKNOWN.format(error)}") from error
 
 
 def _distinct(given: Path, splits: bool) -> list[Path]:

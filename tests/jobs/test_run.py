@@ -197,6 +197,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, inline: bool):
         (["run", SMOKE, "--set", "pretrain.stpes=3"], "--set #1  pretrain.stpes: unknown key. Did you mean `steps`?"),
         (["run", SMOKE, "--set", "model.d_model=33"], "d_model=33 must be a multiple of n_heads=2"),
         (["run", SMOKE, "--set", "corpus.path=none.txt"], "none.txt"),
+        (["plan", SMOKE, "--set", "corpus.path=/"], "corpus.path=/: runs write into "),
+        (["plan", SMOKE, "--set", "init_from=''"], "init_from"),
         (["why", SMOKE, "pretrian"], "there are corpus, tokenizer"),
         (["compare", "a", "b", "--seed=-1"], "Must be >= 0"),
         (["predict", "none", "text"], "none"),
