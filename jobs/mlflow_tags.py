@@ -5,7 +5,6 @@ tag `gristmill.inputs` of a stage's run names the artifacts it used, and by the 
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,6 @@ LONGEST_TAG, LONGEST_PARAM = 8000, 6000
 """Characters. MLflow cuts what is longer."""
 INPUTS_PER_TAG = 40
 """Each has two times 32 hex digits and two words: 40 are some 5,500 characters."""
-INPUT = re.compile(r'"([^"]*)": (\{[^{}]*\})')
-"""One of them, whole, even in a tag that MLflow has cut."""
 
 
 def made(key: str) -> str:
@@ -50,9 +47,9 @@ def inputs_tags(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 
 def inputs_of(tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """What `inputs_tags` was given; of one tag that was cut, as many as it has."""
-    texts = [text for name, text in sorted(tags.items()) if name == INPUTS or name.startswith(f"{INPUTS}.")]
-    return {found[1]: json.loads(found[2]) for text in texts for found in INPUT.finditer(text)}
+    """What `inputs_tags` was given."""
+    parts = [json.loads(text) for name, text in tags.items() if name == INPUTS or name.startswith(f"{INPUTS}.")]
+    return {field: used for part in parts for field, used in part.items()}
 
 
 def is_set_aside(tags: Mapping[str, str]) -> bool:
