@@ -169,6 +169,8 @@ def _to_config(cfg: ModelConfig, model: nn.Module, architecture: str) -> dict[st
 
 def _read_config(folder: Path, *architectures: str) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}: its config.json is no JSON object")
     if not set(architectures) & set(config.get("architectures") or ()):
         raise ValueError(f"{folder}: architectures={config.get('architectures')} is not {' or '.join(architectures)}")
     for name, value in FIXED.items():

@@ -72,7 +72,7 @@ class Graph:
 def assemble(config: PipelineConfig) -> Graph:
     """Wire the stages of a pipeline."""
     corpus = CorpusStage(config=config.corpus) if config.corpus else None
-    if config.init_from:
+    if config.init_from is not None:
         tokenizer = ImportTokenizer(folder=config.init_from)
         base = ImportModel(folder=config.init_from, model=shape(config, "next_token"), tokenizer=tokenizer)
     else:

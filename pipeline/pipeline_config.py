@@ -50,7 +50,7 @@ class PipelineConfig:
     """Name of the pipeline: the MLflow experiment, and the registered model unless `register.name` says otherwise."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of everything random: data order, initial weights, dropout, splits, bootstrap."""
-    init_from: str | None = None
+    init_from: Annotated[str, MinLen(1)] | None = None
     """What to start from: a folder with a Llama model as transformers saves it, or with a model of our own, such as an
     ONNX export; or a registered model (models:/NAME@ALIAS).
 

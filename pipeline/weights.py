@@ -132,9 +132,12 @@ def _write(folder: Path, params: Mapping[str, Tensor], record: dict[str, Any], t
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / CONFIG).read_text())
+        record = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / CONFIG}: cannot be read: {error}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{folder / CONFIG}: no JSON object")
+    return record
 
 
 def _shape(record: Mapping[str, Any], folder: Path) -> ModelConfig:

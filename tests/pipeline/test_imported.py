@@ -137,6 +137,9 @@ def test_what_cannot_be_read_is_refused_before_anything_is_built(tmp_path: Path,
         (other / name).write_bytes((start / name).read_bytes())
     with pytest.raises(DataError, match=r"init_from=.*other: holds no tokenizer.json. .*save_pretrained"):
         list(build(graph(tmp_path, other).trunk, Store(tmp_path), submit_here))
+    (other / "config.json").write_text("[]")
+    with pytest.raises(DataError, match=r"init_from=.*other: its config.json is no JSON object"):
+        graph(tmp_path, other)
     with pytest.raises(UsageError, match="init_from brings the sizes of the model: leave out d_model"):
         graph(tmp_path, start, ONLY_TUNED, "model.d_model=64")
     with pytest.raises(UsageError, match="pretrain: required, and not given"):
