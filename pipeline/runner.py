@@ -110,8 +110,9 @@ def explain(recipe: dict[str, Any], stage: Stage[Any], store: Store) -> list[str
 def build(targets: Sequence[Stage[Any]], store: Store, submit: Submit, *, cpus: int = 1) -> Iterator[Started | Built]:
     """Make every target, and yield an event as each stage starts and ends.
 
-    Stages with no path between them overlap as far as `cpus` go; where they compete, the earlier in the pipeline goes
-    first. Raises what a stage raised, as soon as it is known; the caller shuts the launcher down.
+    Stages with no path between them overlap as far as `cpus` go. Where they compete, what reads from outside goes
+    first, then the earlier in the pipeline. Raises what a stage raised, as soon as it is known; the caller shuts the
+    launcher down.
     """
     waiting = topological(targets)
     done: dict[str, Built] = {}
@@ -140,11 +141,13 @@ def slots(stage: Stage[Any], cpus: int) -> int:
 
 
 def _next(waiting: Sequence[Stage[Any]], done: Mapping[str, Built], free: int, cpus: int) -> Stage[Any] | None:
-    """The first stage whose inputs are done and that fits."""
-    for stage in waiting:
-        if all(needed.name in done for needed in stage.inputs.values()) and slots(stage, cpus) <= free:
-            return stage
-    return None
+    """The first stage whose inputs are done and that fits.
+
+    One without inputs goes before: it reads what somebody gave, and a mistake there is told before hours of training.
+    """
+    ready = [stage for stage in waiting if all(needed.name in done for needed in stage.inputs.values())]
+    fitting = (stage for stage in ready if slots(stage, cpus) <= free)
+    return min(fitting, key=lambda stage: bool(stage.inputs), default=None)
 
 
 def job_for(stage: Stage[Any], store: Store, done: Mapping[str, Built]) -> Job:

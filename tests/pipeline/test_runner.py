@@ -130,6 +130,12 @@ def test_stages_with_no_path_between_them_overlap(tmp_path: Path):
         assert len([e for e in build([sum_of(1, 2)], Store(tmp_path), submit, cpus=2) if isinstance(e, Built)]) == 3
 
 
+def test_what_reads_from_outside_goes_first(tmp_path: Path):
+    total, late = sum_of(1, 2), Number(value=3, label="late")
+    started = [e.stage.name for e in build([total, late], Store(tmp_path), submit_here) if isinstance(e, Started)]
+    assert started == ["number-left", "number-right", "number-late", "sum"]
+
+
 def test_four_builders_of_one_artifact_build_it_once(tmp_path: Path):
     store = Store(tmp_path)
     job = job_for(Number(value=1), store, {})
