@@ -23,7 +23,7 @@ from pipeline.filesystems import Place, ask, place
 from pipeline.publish import MANIFEST, Manifest
 
 PULLING = ".tmp-pull-"
-"""What a folder that is being downloaded is called; apart from what a builder of the same artifact may sweep away."""
+"""What folders that are being downloaded are called; apart from what a builder of the same artifact may sweep away."""
 THREADS = 4
 """Files on their way at once; with the parts of large files, that takes about 256 MiB of memory."""
 
@@ -50,8 +50,9 @@ def push(folder: Path, url: str) -> bool:
 def pull(url: str, folder: Path) -> Manifest:
     """Make `folder` what the published folder at `url` is, every byte checked, whole or not at all.
 
-    Only files that `folder` does not have yet are downloaded. Raises DamagedArtifact with the URL, the digests and the
-    remedy. One pull of a folder at a time: the caller holds a lock, and sweeps what killed ones left (`PULLING`).
+    Only files that `folder` does not have yet are downloaded; those that a pull had brought before it was killed, or
+    the store did not answer any more, are not downloaded again. Raises DamagedArtifact with the URL, the digests and
+    the remedy. One pull of a folder at a time: the caller holds a lock, and sweeps what killed ones left (`PULLING`).
     """
     while True:
         data = _manifest_bytes(url)
@@ -80,19 +81,34 @@ def _pull(url: str, data: bytes, folder: Path) -> Manifest:
     if here == found.files.keys() and publish.read_manifest(folder) == found:
         return found
 
+    arrived = folder.with_name(f"{PULLING}{folder.name}")  # also what a pull that was cut off had brought
+    try:
+        _bring(url, found, found.files.keys() - here, arrived)
+    except (DamagedArtifact, OSError):  # OSError: a full disk, say
+        shutil.rmtree(arrived, ignore_errors=True)
+        raise
+    fault_point("remote.pull")
     with publish.replacing(folder, PULLING) as scratch:
-
-        def bring(name: str) -> None:
+        for name in found.files:
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             if name in here:
                 _link(folder / name, scratch / name)
             else:
-                get_file(f"{url}/{name}", scratch / name)
-                publish.verify_file(scratch, name, found, url)
-
-        _side_by_side(bring, found.files)
+                (arrived / name).rename(scratch / name)
+        shutil.rmtree(arrived, ignore_errors=True)
         publish.seal(scratch, found.files, data)
     return found
+
+
+def _bring(url: str, found: Manifest, names: Iterable[str], folder: Path) -> None:
+    """Have the named files of an artifact in `folder`, checked; those that are right there already are not fetched."""
+
+    def bring(name: str) -> None:
+        if _digest(folder / name) != found.files[name]["blake3"]:
+            get_file(f"{url}/{name}", folder / name)
+            publish.verify_file(folder, name, found, url)
+
+    _side_by_side(bring, names)
 
 
 def _digest(path: Path) -> str | None:

@@ -86,16 +86,32 @@ def test_a_killed_push_leaves_nothing_that_a_reader_believes(tmp_path: Path, sha
         remote.pull(f"{shared_url}/{name}", tmp_path / "got" / name)
 
 
+OPEN = """
+import sys
+from pathlib import Path
+from pipeline.store import Store
+Store(Path(sys.argv[1]), sys.argv[2]).open("number", sys.argv[3])
+"""
+
+
 def test_a_killed_pull_leaves_nothing_and_is_swept(tmp_path: Path):
     store, elsewhere = Store(tmp_path / "a", f"file://{tmp_path}/shared"), tmp_path / "b"
     key = run(Number(value=1), store)["number"].key
-    code = "import sys; from pathlib import Path; from pipeline.store import Store; "
-    code += "Store(Path(sys.argv[1]), sys.argv[2]).open('number', sys.argv[3])"
-    killed_at("publish.rename", code, str(elsewhere), str(store.remote), key)
+    killed_at("publish.rename", OPEN, str(elsewhere), str(store.remote), key)
     folder = Store(elsewhere).path("number", key).parent
     assert [path.name.startswith(remote.PULLING) for path in folder.iterdir()] == [True]
     Store(elsewhere, store.remote).open("number", key)
     assert [path.name for path in folder.iterdir()] == [key]
+
+
+def test_what_a_killed_pull_had_brought_is_not_fetched_again(tmp_path: Path):
+    store, elsewhere = Store(tmp_path / "a", f"file://{tmp_path}/shared"), tmp_path / "b"
+    key = run(Number(value=1), store)["number"].key
+    killed_at("remote.pull", OPEN, str(elsewhere), str(store.remote), key)
+    remote.delete_file(f"{store.url(store.path('number', key))}/n.txt")
+    folder = Store(elsewhere, store.remote).open("number", key)
+    assert publish.verify(folder) == publish.verify(store.path("number", key))
+    assert [path.name for path in folder.parent.iterdir()] == [key]
 
 
 def test_a_flipped_bit_in_the_remote_is_refused(tmp_path: Path, url: str):
