@@ -24,8 +24,8 @@ class ModelFacts:
 
     `data_digest` is that of the labelled text; `checked` counts texts; `stock` says whether transformers has the class;
     `programs` are those that were checked; `temperature` is what the logits are divided by; `chain` is what the model
-    was made from, the raw data last; `windows` is how it reads a text of more than `seq_len` tokens; `ngrams` is how
-    long the longest are that it reads, 0 for none.
+    was made from, the raw data last; `windows` is how it reads a text of more than `seq_len` tokens; `ngrams` is
+    the shape of those that it reads.
     """
 
     parameters: int
@@ -40,7 +40,7 @@ class ModelFacts:
     temperature: float
     chain: Sequence[Link] = ()
     windows: Windows = ONE_WINDOW
-    ngrams: int = 0
+    ngrams: Mapping[str, int] | None = None
 
 
 def model_card(scores: Mapping[str, Any], facts: ModelFacts) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from scipy.optimize import minimize
-from scipy.sparse import csr_matrix, diags, vstack
+from scipy.sparse import csr_matrix, diags, hstack, vstack
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from model.blend import Blend
-from model.ngrams import NGrams
+from model.ngrams import Bag, NGrams
 from pipeline.targets import Probabilities, Targets, is_multi_label, members
 from pipeline.windows import mean_over_windows
 
@@ -23,12 +23,12 @@ Logits = Float[np.ndarray, "n n_labels"]
 Features = Any
 """A scipy.sparse.csr_matrix, float64 [documents, buckets]; its type stubs are too vague to help."""
 
-TOKENS_AT_ONCE = 2**20
+TOKENS_AT_ONCE = 2**18
 NOT_NEGATIVE, SHARES = (0, None), (-5, 5)
 
 
 def features(ngrams: NGrams, documents: Sequence[np.ndarray]) -> Features:
-    """[documents, buckets]: what each row of the table counts in a document, as `NGrams` weighs them."""
+    """[documents, buckets of all bags]: what each row of the tables counts in a document, as `Bag` weighs them."""
     return vstack([_features(ngrams, some) for some in _chunks(documents)], format="csr")
 
 
@@ -42,11 +42,23 @@ def _chunks(documents: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
 def _features(ngrams: NGrams, documents: Sequence[np.ndarray]) -> Features:
     lengths = torch.tensor([len(document) for document in documents])
     tokens = torch.from_numpy(np.concatenate(documents)).long()[None]
-    ids = torch.arange(len(documents)).repeat_interleave(lengths)[None]
-    columns, weights, held = (part.numpy() for part in ngrams.read(tokens, ids))
-    rows = np.repeat(np.arange(len(documents)), held)
+    symbols, n_documents = ngrams.read(tokens, torch.arange(len(documents)).repeat_interleave(lengths)[None])
+    return hstack([_weighed(bag, *given, n_documents) for bag, given in zip(ngrams.bags, symbols, strict=True)])
+
+
+def _weighed(bag: Bag, symbols: Tensor, document: Tensor, n_documents: int) -> Features:
+    """[documents, buckets] of one bag."""
+    columns, weights, held = (part.numpy() for part in bag.count(symbols, document, n_documents))
+    rows = np.repeat(np.arange(len(held)), held)
     scale = np.sqrt(np.bincount(rows, weights))
-    return csr_matrix((weights / scale[rows], (rows, columns)), (len(documents), len(ngrams.table)))
+    return csr_matrix((weights / scale[rows], (rows, columns)), (len(held), len(bag.table)))
+
+
+def fill(ngrams: NGrams, table: Float32[np.ndarray, "buckets n_labels"]) -> None:
+    """Give each bag its part of what was learned of all."""
+    with torch.no_grad():
+        for bag, part in zip(ngrams.bags, np.split(table, len(ngrams.bags)), strict=True):
+            bag.table.copy_(torch.from_numpy(part))
 
 
 def learned_table(

@@ -18,14 +18,15 @@ from model.interchange import read_safetensors
 from model.ngrams import NGrams
 from pipeline.errors import DataError, UsageError
 from pipeline.identity import canonical
+from pipeline.spelling import spelled
 from pipeline.tokens import load_tokenizer
 from pipeline.windows import ONE_WINDOW, Windows
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 EMBEDDING, HEAD = "body.embed.weight", "head.weight"
 """What a language model may share between its two ends."""
-COUNTS = "log"
-"""How often a text has an n-gram enters as 1 + its logarithm; classifiers without this word were made before that."""
+COUNTS = "log, a bag of each"
+"""How n-grams are counted and kept: classifiers without these words were made before that."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class LoadedClassifier:
     tokenizer: Tokenizer
     labels: list[str]
     windows: Windows = ONE_WINDOW
+
+    @property
+    def spelling(self) -> Tensor:
+        """The bytes of each token, as `NGrams` takes them."""
+        return spelled(self.tokenizer, self.model.cfg.vocab_size)
 
     @property
     def multi_label(self) -> bool:
@@ -70,17 +76,20 @@ class ClassifierFiles:
     def load(self) -> LoadedClassifier:
         record = _record(self.path)
         body, n_labels = Decoder(_shape(record, self.path)), len(record["labels"])
-        ngrams = self._ngrams(n_labels, record["ngrams"]) if "ngrams" in record else None
+        tokenizer = load_tokenizer(self.path / TOKENIZER)
+        ngrams = self._ngrams(record, tokenizer) if "ngrams" in record else None
         multi_label = record.get("multi_label", False)
         model = Classifier(body, n_labels, record["pooling"], multi_label=multi_label, ngrams=ngrams)
         _fill(model, _weights(self.path), self.path)
         windows = Windows.of(record, body.cfg.seq_len)
-        return LoadedClassifier(model, load_tokenizer(self.path / TOKENIZER), record["labels"], windows)
+        return LoadedClassifier(model, tokenizer, record["labels"], windows)
 
-    def _ngrams(self, n_labels: int, record: Mapping[str, Any]) -> NGrams:
-        if record.get("counts") != COUNTS:
+    def _ngrams(self, record: Mapping[str, Any], tokenizer: Tokenizer) -> NGrams:
+        wide = record["ngrams"]
+        if wide.get("counts") != COUNTS:
             raise UsageError(f"{self.path} is of a gristmill that counted n-grams otherwise; run its pipeline again")
-        return NGrams(n_labels, record["order"], record["buckets"])
+        spelling = spelled(tokenizer, record["model"]["vocab_size"]) if wide["bytes"] else None
+        return NGrams(len(record["labels"]), wide["order"], wide["buckets"], spelling, wide["bytes"])
 
 
 def read_body(folder: Path, cfg: ModelConfig) -> LanguageModel:
@@ -118,8 +127,7 @@ def write_classifier(
     each other (the record says `multi_label` only where they do not, and `ngrams` only where they are read).
     """
     several = {"multi_label": True} if multi_label else {}
-    wide = {} if ngrams is None else {"order": ngrams.order, "buckets": len(ngrams.table), "counts": COUNTS}
-    read = {"ngrams": wide} if wide else {}
+    read = {} if ngrams is None else {"ngrams": {**ngrams.shape, "counts": COUNTS}}
     record = {"model": canonical(cfg), "labels": labels, "pooling": pooling, **windows.record, **several, **read}
     _write(folder, params, record, tokenizer)
 

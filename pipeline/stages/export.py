@@ -137,7 +137,7 @@ class Export(Stage[ExportFolder]):
             temperature=temperature,
             chain=self._chain(ctx),
             windows=loaded.windows,
-            ngrams=loaded.model.ngrams.order if loaded.model.ngrams else 0,
+            ngrams=loaded.model.ngrams.shape if loaded.model.ngrams else None,
         )
 
     def _chain(self, ctx: Context) -> list[Link]:

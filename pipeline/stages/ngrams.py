@@ -10,11 +10,12 @@ import torch
 from annotated_types import Ge, Gt, Le
 
 from model.blend import Blend
-from model.ngrams import NGrams
+from model.ngrams import FEWEST_BYTES, NGrams
 from pipeline.classify import document_probabilities, tokenize_windows
 from pipeline.errors import UsageError
+from pipeline.identity import added
 from pipeline.metrics import validated
-from pipeline.ngrams import Logits, features, fit, learned_table, logits_of
+from pipeline.ngrams import Logits, features, fill, fit, learned_table, logits_of
 from pipeline.splitting import LabelledSplit
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.finetune import Finetune
@@ -23,20 +24,26 @@ from pipeline.targets import Targets
 from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier, write_classifier
 from pipeline.windows import loss_weights, mean_over_windows
 
-MOST_TOKENS = 2**24
-"""So many of the training texts' tokens are learned from: 2 GB for n-grams of up to 3, and more would tell little."""
+MOST_TOKENS = 2**22
+"""So many of the training texts' tokens are learned from: some 3 GB, and more would tell little."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NGramsConfig:
-    """What is learned of n-grams of tokens, in seconds, and blended with what the network says."""
+    """What is learned of n-grams, in seconds or minutes, and blended with what the network says."""
 
     order: Annotated[int, Ge(1), Le(8)] = 3
     """Tokens in the longest n-gram; shorter ones are read too."""
+    bytes: Annotated[int, Ge(0), Le(8)] = added(5, birth=0)
+    """Bytes in the longest n-gram of a text's bytes, the shortest of which have 2; 0 reads tokens only."""
     buckets: Annotated[int, Ge(1), Le(2**24)] = 2**18
-    """Rows of the table that n-grams are hashed to, each of a float32 for every class."""
+    """Rows of the table that n-grams of tokens are hashed to, and of that of bytes, each a float32 for every class."""
     strength: Annotated[float, Gt(0)] = 0.5
     """Inverse regularisation of the logistic regression."""
+
+    def __post_init__(self) -> None:
+        if 0 < self.bytes < FEWEST_BYTES:
+            raise ValueError(f"bytes={self.bytes} must be 0, or {FEWEST_BYTES} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +53,7 @@ class NGramsStage(Stage[ClassifierFiles]):
     They learn from the training texts; how much they count beside the network, the new validation texts say.
     """
 
-    VERSION = 3
+    VERSION = 4
     config: NGramsConfig
     classifier: Finetune
     labels: Stage[Labels]
@@ -70,7 +77,8 @@ class NGramsStage(Stage[ClassifierFiles]):
                 "set labels.validation_fraction above 0, or ngrams to null"
             )
         network = logits_of(document_probabilities(model, asked.alone), multi_label=labels.multi_label)
-        model.ngrams = NGrams(len(labels.names), self.config.order, self.config.buckets)
+        spelling = loaded.spelling if self.config.bytes else None
+        model.ngrams = NGrams(len(labels.names), self.config.order, self.config.buckets, spelling, self.config.bytes)
         self._learn(model.ngrams, known, asked, network)
         write_classifier(
             ctx.out,
@@ -95,8 +103,7 @@ class NGramsStage(Stage[ClassifierFiles]):
         table = learned_table(
             features(ngrams, known.windows), targets, network.shape[1], self.config.strength, loss_weights(known.counts)
         )
-        with torch.no_grad():
-            ngrams.table.copy_(torch.from_numpy(table))
+        fill(ngrams, table)
         fit(ngrams.blend, asked.targets, network, features(ngrams, asked.windows) @ table, asked.counts)
 
 

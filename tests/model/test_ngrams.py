@@ -13,42 +13,55 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.heads import Classifier
 from model.init import initialize
-from model.ngrams import FACTOR, PRIME, NGrams
+from model.ngrams import FACTOR, NONE, PRIME, Bag, NGrams
 
 TOKENS = st.integers(0, 30) | st.integers(0, 2)
 DOCUMENTS = st.lists(st.lists(TOKENS, min_size=1, max_size=8), min_size=1, max_size=5)
 
 
-def some(order: int, buckets: int = 97) -> NGrams:
-    ngrams = NGrams(3, order, buckets)
-    torch.nn.init.normal_(ngrams.table, generator=torch.Generator().manual_seed(0))
+SPELLING = torch.full((31, 3), NONE, dtype=torch.int16)
+for token in range(31):  # of none to three bytes
+    SPELLING[token, : token % 4] = torch.tensor([65 + token % 5, 32, 66][: token % 4], dtype=torch.int16)
+
+
+def some(order: int, n_bytes: int = 0) -> NGrams:
+    ngrams = NGrams(3, order, 97, SPELLING if n_bytes else None, n_bytes)
+    for bag in ngrams.bags:
+        torch.nn.init.normal_(bag.table, generator=torch.Generator().manual_seed(len(bag.lengths)))
     return ngrams
 
 
-def by_hand(ngrams: NGrams, document: Sequence[int]) -> torch.Tensor:
+def by_hand(bag: Bag, symbols: Sequence[int]) -> torch.Tensor:
     rows: Counter[tuple[int, int]] = Counter()
-    for n in range(1, ngrams.order + 1):
-        for start in range(len(document) - n + 1):
+    for n in bag.lengths:
+        for start in range(len(symbols) - n + 1):
             code = n
-            for token in document[start : start + n]:
-                code = (code * FACTOR + token + 1) % PRIME
-            rows[n, code % len(ngrams.table)] += 1
+            for symbol in symbols[start : start + n]:
+                code = (code * FACTOR + symbol + 1) % PRIME
+            rows[n, code % len(bag.table)] += 1
+    if not rows:
+        return torch.zeros(3)
     weights = {row: 1 + math.log(count) for row, count in rows.items()}
-    summed = torch.stack([weight * ngrams.table[row] for (_, row), weight in weights.items()]).sum(dim=0)
+    summed = torch.stack([weight * bag.table[row] for (_, row), weight in weights.items()]).sum(dim=0)
     return summed / math.sqrt(sum(weights.values()))
 
 
-@given(DOCUMENTS, st.integers(1, 4))
-def test_each_document_has_its_own_ngrams_packed_padded_and_alone(documents: list[list[int]], order: int):
-    ngrams = some(order)
-    want = torch.stack([by_hand(ngrams, document) for document in documents])
+@given(DOCUMENTS, st.integers(1, 4), st.sampled_from([0, 2, 5]))
+def test_each_document_has_its_own_ngrams_packed_padded_and_alone(documents: list[list[int]], order: int, n_bytes: int):
+    ngrams = some(order, n_bytes)
+    want = torch.stack([by_hand(ngrams.tokens, document) for document in documents])
+    if ngrams.bytes is not None:
+        spelt = [SPELLING[document].flatten().tolist() for document in documents]
+        read = [[byte for byte in each if byte != NONE] for each in spelt]
+        want = want + torch.stack([by_hand(ngrams.bytes, symbols) for symbols in read])
     flat = torch.tensor([[*(token for document in documents for token in document), 7, 7]])
     ids = torch.tensor([[*(i for i, document in enumerate(documents) for _ in document), -1, -1]], dtype=torch.int32)
     longest = max(map(len, documents))
     rows = torch.tensor([document + [9] * (longest - len(document)) for document in documents])
     mask = torch.tensor([[1] * len(document) + [0] * (longest - len(document)) for document in documents])
+    row_ids = torch.where(mask != 0, torch.arange(len(documents))[:, None], -1).int()
     alone = torch.cat([ngrams(torch.tensor([document])) for document in documents])
-    for got in (ngrams(flat, ids), ngrams.of_rows(rows, mask), alone):
+    for got in (ngrams(flat, ids), ngrams(rows, row_ids), ngrams.of_rows(rows, mask), alone):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
@@ -76,7 +89,7 @@ def test_a_classifier_blends_the_logits_of_both_parts(multi_label: bool):
     torch.testing.assert_close(both(tokens), 2 * mixed)
 
 
-@pytest.mark.parametrize(("order", "buckets"), [(0, 5), (2, 0)])
-def test_a_table_of_nothing_is_refused(order: int, buckets: int):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        NGrams(3, order, buckets)
+@pytest.mark.parametrize(("order", "buckets", "n_bytes"), [(0, 5, 0), (2, 0, 0), (2, 5, 1)])
+def test_a_table_of_nothing_is_refused(order: int, buckets: int, n_bytes: int):
+    with pytest.raises(ValueError, match="there must be n-grams to look up, and rows for them"):
+        NGrams(3, order, buckets, SPELLING if n_bytes else None, n_bytes)

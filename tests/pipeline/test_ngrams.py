@@ -17,7 +17,7 @@ from pipeline import ngrams as learning
 from pipeline.classify import probabilities
 from pipeline.errors import UsageError
 from pipeline.metrics import calibrated_log_loss
-from pipeline.ngrams import Logits, features, fit, learned_table, log_loss, logits_of
+from pipeline.ngrams import Logits, features, fill, fit, learned_table, log_loss, logits_of
 from pipeline.runner import Built, build, submit_here
 from pipeline.stages.labels import LabelsConfig, LabelsStage
 from pipeline.stages.ngrams import NGramsConfig, NGramsStage, Read
@@ -26,16 +26,19 @@ from pipeline.targets import Targets
 from pipeline.windows import mean_over_windows
 from tests.pipeline.test_windows import finetuning, texts_with_a_late_word
 
+SPELLING = torch.arange(51 * 3, dtype=torch.int16).reshape(51, 3) % 7
+
 
 @given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=9), st.integers(1, 8))
 def test_what_is_learned_from_is_what_is_read_in_use(documents: list[list[int]], at_once: int):
-    ngrams = NGrams(2, order=3, buckets=64)
-    torch.nn.init.normal_(ngrams.table, generator=torch.Generator().manual_seed(0))
+    ngrams = NGrams(2, order=3, buckets=64, spelling=SPELLING, n_bytes=4)
+    learned = np.random.default_rng(0).normal(size=(128, 2)).astype(np.float32)
+    fill(ngrams, learned)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learning, "TOKENS_AT_ONCE", at_once)  # in pieces, too
         rows = features(ngrams, [np.array(document) for document in documents])
     used = torch.cat([ngrams(torch.tensor([document])) for document in documents]).detach()
-    np.testing.assert_allclose(rows @ ngrams.table.detach().numpy(), used, atol=1e-5)
+    np.testing.assert_allclose(rows @ learned, used, atol=1e-5)
 
 
 def test_a_class_is_learned_by_what_only_its_texts_have_and_an_absent_one_adds_nothing():
@@ -149,6 +152,11 @@ def test_of_too_many_texts_some_are_left_out_evenly(lengths: list[int], most: in
     assert len(set(gaps.tolist())) <= 1
     assert [len(text[0]) for text in fewer.texts] == [lengths[i] for i in fewer.targets]
     assert (len(fewer.texts) == len(lengths)) == (sum(lengths) <= most or len(lengths) == 1)
+
+
+def test_ngrams_of_one_byte_are_refused():
+    with pytest.raises(ValueError, match="bytes=1 must be 0, or 2 or more"):
+        NGramsConfig(bytes=1)
 
 
 def test_without_validation_texts_nobody_could_say_what_counts(late: Path, tmp_path: Path):

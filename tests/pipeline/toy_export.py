@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers, trainers
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.decoder import Decoder
@@ -13,6 +14,7 @@ from model.init import initialize
 from model.ngrams import NGrams
 from pipeline.bpe import blank_tokenizer
 from pipeline.export import Subject, calibrated
+from pipeline.spelling import spelled
 from pipeline.tokens import BOS, EOS, PAD, load_tokenizer
 from pipeline.weights import ClassifierFiles, LoadedClassifier, write_classifier
 from pipeline.windows import ONE_WINDOW, Windows
@@ -47,7 +49,7 @@ def classifier_folder(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6.0 if parameter.ndim > 1 else 1.0)
-    model.ngrams = some_ngrams(ngrams) if ngrams else None
+    model.ngrams = some_ngrams(ngrams, spelled(tokenizer, cfg.vocab_size)) if ngrams else None
     params, trained = dict(model.named_parameters()), folder / "trained.json"
     write_classifier(
         folder, params, cfg, LABELS, pooling, trained, windows, multi_label=multi_label, ngrams=model.ngrams
@@ -56,10 +58,11 @@ def classifier_folder(
     return folder
 
 
-def some_ngrams(order: int) -> NGrams:
-    ngrams = NGrams(len(LABELS), order, 101)
+def some_ngrams(order: int, spelling: Tensor) -> NGrams:
+    ngrams = NGrams(len(LABELS), order, 101, spelling, n_bytes=3)
     with torch.no_grad():
-        ngrams.table.normal_(generator=torch.Generator().manual_seed(order))
+        for bag in ngrams.bags:
+            bag.table.normal_(generator=torch.Generator().manual_seed(bag.lengths[-1]))
         ngrams.blend.by.copy_(torch.tensor([[0.9, 0.6], [0.2, 1.1]]))
         ngrams.blend.share.fill_(0.7)
     return ngrams
