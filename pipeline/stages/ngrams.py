@@ -25,7 +25,7 @@ from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier, write
 from pipeline.windows import loss_weights, mean_over_windows
 
 MOST_TOKENS = 2**22
-"""So many of the training texts' tokens are learned from: some 3 GB, and more would tell little."""
+"""So many of the training texts' tokens are learned from, each of which brings some twenty n-grams into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
