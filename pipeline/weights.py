@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -19,10 +20,12 @@ from model.ngrams import NGrams
 from pipeline.errors import DataError, UsageError
 from pipeline.identity import canonical
 from pipeline.spelling import spelled
+from pipeline.targets import Probabilities
 from pipeline.tokens import load_tokenizer
 from pipeline.windows import ONE_WINDOW, Windows
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
+HELD_OUT = "held_out.npy"
 EMBEDDING, HEAD = "body.embed.weight", "head.weight"
 """What a language model may share between its two ends."""
 COUNTS = "log, a bag of each"
@@ -73,6 +76,12 @@ class LanguageModelFiles:
 class ClassifierFiles:
     path: Path
 
+    @property
+    def held_out(self) -> Probabilities | None:
+        """What it said of the new validation texts before it learned from these; None where it has not."""
+        path = self.path / HELD_OUT
+        return np.load(path) if path.exists() else None
+
     def load(self) -> LoadedClassifier:
         record = _record(self.path)
         body, n_labels = Decoder(_shape(record, self.path)), len(record["labels"])
@@ -122,14 +131,19 @@ def write_classifier(
     *,
     multi_label: bool = False,
     ngrams: NGrams | None = None,
+    held_out: Probabilities | None = None,
 ) -> None:
     """As `write_language_model`, with the names of the labels in the order of the logits, and whether they exclude
     each other (the record says `multi_label` only where they do not, and `ngrams` only where they are read).
+
+    `held_out` is what `ClassifierFiles.held_out` gives.
     """
     several = {"multi_label": True} if multi_label else {}
     read = {} if ngrams is None else {"ngrams": {**ngrams.shape, "counts": COUNTS}}
     record = {"model": canonical(cfg), "labels": labels, "pooling": pooling, **windows.record, **several, **read}
     _write(folder, params, record, tokenizer)
+    if held_out is not None:
+        np.save(folder / HELD_OUT, held_out)
 
 
 def _write(folder: Path, params: Mapping[str, Tensor], record: dict[str, Any], tokenizer: Path) -> None:

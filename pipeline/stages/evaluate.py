@@ -205,7 +205,9 @@ def _answers(ctx: Context, classifier: Ready, labels: Labels, clock: Clock) -> A
         table = _probabilities(ctx, classifier, test.texts)
     temperature = 1.0
     if validation.texts:
-        temperature = metrics.temperature(validation.targets, _probabilities(ctx, classifier, validation.texts))
+        said = classifier.files.held_out
+        said = _probabilities(ctx, classifier, validation.texts) if said is None else said
+        temperature = metrics.temperature(validation.targets, said)
     return Answers.of(classifier.loaded, test, table, temperature)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
+from jaxtyping import Float32
 
 from model.blend import Blend
 from model.ngrams import FEWEST_BYTES, NGrams
@@ -15,7 +16,7 @@ from pipeline.classify import document_probabilities, tokenize_windows
 from pipeline.errors import UsageError
 from pipeline.identity import added
 from pipeline.metrics import validated
-from pipeline.ngrams import Logits, features, fill, fit, learned_table, logits_of
+from pipeline.ngrams import features, fill, fit, learned_table, logits_of
 from pipeline.splitting import LabelledSplit
 from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.finetune import Finetune
@@ -50,10 +51,12 @@ class NGramsConfig:
 class NGramsStage(Stage[ClassifierFiles]):
     """Makes of a classifier one that reads n-grams too (wide and deep, arXiv:1606.07792).
 
-    They learn from the training texts; how much they count beside the network, the new validation texts say.
+    They learn from the training texts; how much they count beside the network, the new validation texts say. Then they
+    learn from both, as a linear classifier by itself would. What was said before that of the validation texts is kept:
+    only by it can one tell how sure the classifier may be.
     """
 
-    VERSION = 4
+    VERSION = 5
     config: NGramsConfig
     classifier: Finetune
     labels: Stage[Labels]
@@ -79,7 +82,11 @@ class NGramsStage(Stage[ClassifierFiles]):
         network = logits_of(document_probabilities(model, asked.alone), multi_label=labels.multi_label)
         spelling = loaded.spelling if self.config.bytes else None
         model.ngrams = NGrams(len(labels.names), self.config.order, self.config.buckets, spelling, self.config.bytes)
-        self._learn(model.ngrams, known, asked, network)
+        table = self._table(model.ngrams, known)
+        fit(model.ngrams.blend, asked.targets, network, features(model.ngrams, asked.windows) @ table, asked.counts)
+        fill(model.ngrams, table)
+        held_out = document_probabilities(model, asked.texts)
+        fill(model.ngrams, self._table(model.ngrams, known.and_(Read.of(loaded, labels.split("validation")))))
         write_classifier(
             ctx.out,
             dict(model.named_parameters()),
@@ -90,21 +97,18 @@ class NGramsStage(Stage[ClassifierFiles]):
             loaded.windows,
             multi_label=labels.multi_label,
             ngrams=model.ngrams,
+            held_out=held_out,
         )
         before = model.probabilities(mean_over_windows(torch.from_numpy(network), asked.counts)).numpy()
-        after = document_probabilities(model, asked.texts)
-        _note(ctx, model.ngrams.blend, *(validated(asked.targets, table) for table in (before, after)))
+        _note(ctx, model.ngrams.blend, *(validated(asked.targets, said) for said in (before, held_out)))
         ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
 
-    def _learn(self, ngrams: NGrams, known: "Read", asked: "Read", network: Logits) -> None:
-        """Fill the table from the training texts; what counts how much, for the lowest log loss on the others."""
-        known = known.thinned(MOST_TOKENS)
+    def _table(self, ngrams: NGrams, read: "Read") -> Float32[np.ndarray, "buckets n_labels"]:
+        """What n-grams say of the labels of some texts."""
+        known = read.thinned(MOST_TOKENS)
         targets = np.repeat(known.targets, known.counts, axis=0)
-        table = learned_table(
-            features(ngrams, known.windows), targets, network.shape[1], self.config.strength, loss_weights(known.counts)
-        )
-        fill(ngrams, table)
-        fit(ngrams.blend, asked.targets, network, features(ngrams, asked.windows) @ table, asked.counts)
+        n_labels, strength = ngrams.tokens.table.shape[1], self.config.strength
+        return learned_table(features(ngrams, known.windows), targets, n_labels, strength, loss_weights(known.counts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,10 +124,15 @@ class Read:
             tokenize_windows(loaded.tokenizer, split.texts, loaded.model.cfg.seq_len, loaded.windows), split.targets
         )
 
+    def and_(self, others: "Read") -> "Read":
+        """These texts and, behind them, others."""
+        return Read(self.texts + others.texts, np.concatenate([self.targets, others.targets]))
+
     def thinned(self, most_tokens: int) -> "Read":
-        """Every second, third... text, so that there are no more tokens than about so many."""
-        nth = -(-sum(len(window) for text in self.texts for window in text) // most_tokens)
-        return Read(self.texts[::nth], self.targets[::nth])
+        """So many of the texts, evenly spread, that they have no more tokens than about so many."""
+        share = most_tokens / max(most_tokens, sum(len(window) for text in self.texts for window in text))
+        chosen = np.linspace(0, len(self.texts), max(1, int(share * len(self.texts))), endpoint=False).astype(int)
+        return Read([self.texts[i] for i in chosen], self.targets[chosen])
 
     @property
     def windows(self) -> list[np.ndarray]:

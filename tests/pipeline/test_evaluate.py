@@ -16,11 +16,12 @@ import pytest
 from pipeline import metrics
 from pipeline.publish import digests
 from pipeline.runner import Built
-from pipeline.stage import Told
+from pipeline.stage import Context, Told
 from pipeline.stages import evaluate
 from pipeline.stages.evaluate import Evaluate, EvaluateConfig, Evaluation
 from pipeline.stages.labels import LabelsStage
 from pipeline.store import Store
+from pipeline.weights import HELD_OUT
 from tests.pipeline.data_stages import corpus_of, made
 from tests.pipeline.toy_classifier import SCRIPT, RandomClassifier, evaluate_of, labels_of
 
@@ -236,6 +237,24 @@ def only(labels: LabelsStage, keep: Callable[[dict[str, Any]], bool], **config: 
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("\n".join(json.dumps(row) for row in rows if keep(row)))
     return replace(labels, config=replace(labels.config, **config))
+
+
+class HasLearnedMore(RandomClassifier):
+    """It was half as sure as it was right of the validation texts, by what it kept of them."""
+
+    def run(self, ctx: Context) -> None:
+        super().run(ctx)
+        targets = ctx.open(self.labels).new_validation().targets
+        np.save(ctx.out / HELD_OUT, np.where(np.eye(3)[targets] == 1, 0.5, 0.25).astype(np.float32))
+
+
+def test_the_temperature_is_that_of_what_was_said_before_the_validation_texts_were_learned_from(
+    labels: LabelsStage, home: Path
+):
+    stage = evaluate_of(labels, baselines=(), contamination=False)
+    stage = replace(stage, classifier=HasLearnedMore(labels=labels))
+    scores = stage.load(Store(home).open("evaluate", made(stage, home).key)).scores
+    assert scores["temperature"] < 1, "of the test texts random weights are too sure"
 
 
 def test_without_validation_rows_nothing_is_rescaled_and_all_that_costs_time_can_be_left_out(
