@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.evaluations import learned_from, tested_on
 from jobs.labelled import Columns, Labelled, Progress, read_labelled, silent
 from jobs.models import locate
 from pipeline import assessment, export, metrics
@@ -19,7 +20,6 @@ from pipeline.classify import probabilities
 from pipeline.engine import pick_device
 from pipeline.errors import DataError, EnvironmentProblem, UsageError
 from pipeline.labelling import Labelling, rounded
-from pipeline.publish import Manifest, file_digest
 from pipeline.store import Store
 from pipeline.targets import Probabilities, answered, decode, encode
 
@@ -136,18 +136,22 @@ def compare_models(
     seed: int = 0,
     on_progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Two classifiers on the same labelled texts; without `data`, on the test split that `a` was evaluated on.
+    """Two classifiers on the same labelled texts; without `data`, on the test split that `a` was evaluated on, less
+    the `left_out` texts that `b` has learned from.
 
     `delta` is the macro-F1 of `a` less that of `b`, `ci` its 95 % interval by paired bootstrap, and `p_value` is
     two-sided: twice the smaller share of the resamples in which the difference is on one side of 0, as
     `bootstrap.Comparison` says. `mcnemar_p` is of McNemar's exact test of the accuracies. Raises UsageError where the
-    test split is not in the store, and DataError where rows cannot be used.
+    test split is not in the store or all of it is left out, and DataError where rows cannot be used.
     """
     start = time.monotonic()
     first, second = open_model(a, home, uri), open_model(b, home, uri)
     _check_alike(first, second)
-    source = data or evaluated_on(first, home)
+    source = data or _test_texts(first, home)
     read = read_labelled(source, columns or Columns(), on_progress, multi_label=first.multi_label)
+    n_found = len(read.texts)
+    if data is None:
+        read = _new_to(second, read, home)
     ours, theirs = _on_common_ground(read, (first, second), on_progress)
     found = compare(ours, theirs, resamples=resamples, seed=seed)
     _, macro_f1_ci = intervals(ours, resamples=resamples, seed=seed)
@@ -157,6 +161,7 @@ def compare_models(
         "data": str(source),
         "split": read.split,
         "n": len(read.texts),
+        "left_out": n_found - len(read.texts),
         "delta": found.lead,
         "ci": list(found.lead_ci),
         "p_value": found.p_value,
@@ -170,6 +175,33 @@ def compare_models(
         **_verdict(a, b, found),
         "seconds": round(time.monotonic() - start, 2),
     }
+
+
+def _test_texts(model: Model, home: Path) -> Path:
+    """Raises UsageError where they are not known."""
+    store = _store(home)
+    found = tested_on(model.folder, store)
+    if found is None:
+        raise UsageError(
+            f"{model.name}: its test split is not in {store.home}, so there is nothing to compare on. Give labelled "
+            "texts: --data FILE"
+        )
+    return found
+
+
+def _new_to(model: Model, read: Labelled, home: Path) -> Labelled:
+    """The texts that a model has not learned from. Raises UsageError where it has from all of them."""
+    new = read.without(learned_from(model.folder, _store(home)))
+    if not new.texts:
+        raise UsageError(
+            f"{model.name} has learned from all {len(read.texts):,} texts that the other was tested on. Give labelled "
+            "texts that are new to both: --data FILE"
+        )
+    return new
+
+
+def _store(home: Path) -> Store:
+    return Store(home, os.environ.get("GRISTMILL_STORE"))
 
 
 def _check_alike(first: Model, second: Model) -> None:
@@ -217,35 +249,6 @@ def open_model(name: str, home: Path, uri: str) -> Model:
     subject = export.read(folder)
     subject.loaded.model.to(pick_device("auto"))
     return Model(name, folder, subject)
-
-
-def evaluated_on(model: Model, home: Path) -> Path:
-    """The predictions of an evaluation of this model, which hold its test texts and their classes.
-
-    The model is known by the bytes of its weights, wherever they were copied to. Raises UsageError.
-    """
-    store = Store(home, os.environ.get("GRISTMILL_STORE"))
-    weights = {file_digest(file) for file in model.folder.iterdir() if file.name in ("model.safetensors", "model.onnx")}
-    exported = [m.meta["input_keys"]["evaluation"]["key"] for m in store.manifests("export") if _holds(m, weights)]
-    measured = [m.meta["key"] for m in store.manifests("evaluate") if _measures(store, m, weights)]
-    for key in (*exported, *measured):
-        if store.find("evaluate", key) is not None:
-            return store.open("evaluate", key) / "predictions.parquet"
-    raise UsageError(
-        f"{model.name}: its test split is not in {store.home}, so there is nothing to compare on. Give labelled texts: "
-        "--data FILE"
-    )
-
-
-def _holds(manifest: Manifest, weights: set[str]) -> bool:
-    return any(entry["blake3"] in weights for entry in manifest.files.values())
-
-
-def _measures(store: Store, evaluation: Manifest, weights: set[str]) -> bool:
-    """Whether an evaluation is of a classifier with these weights, before it was exported."""
-    needed = evaluation.meta["input_keys"]["classifier"]
-    classifier = store.find(needed["kind"], needed["key"])
-    return classifier is not None and _holds(classifier, weights)
 
 
 def _write_report(folder: Path, record: dict[str, Any], answers: Answers, about: str) -> None:

@@ -110,6 +110,8 @@ def compare(
     * `gristmill compare quickstart@candidate quickstart@champion`
     * `gristmill compare models:/quickstart/3 models:/quickstart/2 --data new.jsonl --json`
 
+    Without `--data` it is on the test split of A, less what B has learned from, if its splits were others.
+
     The difference of macro-F1, A less B, comes with a 95 % interval by paired bootstrap: both models are scored on the
     same resampled texts. Its p-value is twice the smaller share of resamples in which the difference is on one side
     of 0. McNemar's exact test does the same for accuracy, on the texts that only one of them gets right.
@@ -179,7 +181,8 @@ def _print_scores(result: Mapping[str, Any]) -> None:
 
 
 def _print_comparison(result: Mapping[str, Any]) -> None:
-    sys.stdout.write(f"On {result['n']:,} texts of {result['data']} ({result['split']}):\n\n")
+    left_out = f"; {result['left_out']:,} that B has learned from left out" if result["left_out"] else ""
+    sys.stdout.write(f"On {result['n']:,} texts of {result['data']} ({result['split']}{left_out}):\n\n")
     sys.stdout.write("    accuracy  macro-F1\n")
     for side in ("a", "b"):
         scores = f"{result[f'accuracy_{side}']:>11.3f}{result[f'macro_f1_{side}']:>10.3f}"

@@ -1,9 +1,9 @@
 """Labelled texts out of a file, for measuring: the rows of one split, their classes as numbers of a model's classes."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import sources
@@ -64,6 +64,12 @@ class Labelled:
         if unknown := sorted(met - set(names)):
             raise DataError(self._unknown(unknown, names, model))
         return LabelledSplit(self.texts, encode(self.labels, names, multi_label=self.multi_label))
+
+    def without(self, texts: Container[str]) -> "Labelled":
+        """These, less some texts."""
+        kept = [i for i, text in enumerate(self.texts) if text not in texts]
+        texts_, labels, places = ([column[i] for i in kept] for column in (self.texts, self.labels, self.places))
+        return replace(self, texts=texts_, labels=labels, places=places)
 
     @property
     def _classes(self) -> list[tuple[str, ...]]:

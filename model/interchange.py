@@ -184,9 +184,9 @@ def _from_config(config: dict[str, Any]) -> ModelConfig:
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
         raise ValueError(f"rope_type={rope_type!r} is not supported; only 'default' is")
-    known = {ours: config[theirs] for ours, theirs in CONFIG_NAMES.items() if theirs in config}
+    known = {ours: config[theirs] for ours, theirs in CONFIG_NAMES.items() if config.get(theirs) is not None}
     defaults = {"n_kv_heads": known["n_heads"], "norm_eps": 1e-6, "tie_embeddings": False}
-    theta = rope.get("rope_theta") or config.get("rope_theta", 10_000.0)
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
     cfg = ModelConfig(**(defaults | known), rope_theta=float(theta))
     if config.get("head_dim") not in (None, cfg.head_dim):
         raise ValueError(

@@ -74,7 +74,7 @@ def assemble(config: PipelineConfig) -> Graph:
     corpus = CorpusStage(config=config.corpus) if config.corpus else None
     if config.init_from is not None:
         tokenizer = ImportTokenizer(folder=config.init_from)
-        base = ImportModel(folder=config.init_from, model=shape(config, "next_token"), tokenizer=tokenizer)
+        base = ImportModel(folder=config.init_from, model=shape(config), tokenizer=tokenizer)
     else:
         assert corpus is not None, "without a model to start from there is a corpus"
         tokenizer, base = TokenizerStage(config=config.tokenizer, corpus=corpus), None
@@ -114,26 +114,30 @@ def pretrain(
     )
 
 
-def shape(config: PipelineConfig, objective: str) -> ModelConfig:
-    """The model that an objective wants: whether it reads both ways, and the tokens it needs past the vocabulary."""
-    wanted = pretraining(objective)
+def shape(config: PipelineConfig, objective: str | None = None) -> ModelConfig:
+    """The model that an objective wants: whether it reads both ways, and the tokens it needs past the vocabulary.
+
+    Without an objective it is the one to start from.
+    """
+    wanted = pretraining(objective) if objective else None
+    extra_tokens = wanted.EXTRA_TOKENS if wanted else 0
     if config.init_from is None:
-        return config.model.resolve(config.tokenizer.vocab_size + wanted.EXTRA_TOKENS, causal=wanted.CAUSAL)
+        return config.model.resolve(config.tokenizer.vocab_size + extra_tokens, causal=wanted is None or wanted.CAUSAL)
     start = model_config(config.init_from)
     return replace(
         start,
-        vocab_size=start.vocab_size + wanted.EXTRA_TOKENS,
-        causal=wanted.CAUSAL,
+        vocab_size=start.vocab_size + extra_tokens,
+        causal=wanted.CAUSAL if wanted else start.causal,
         seq_len=min(start.seq_len, config.model.seq_len),
         dropout=config.model.dropout,
-        sliding_window=config.model.sliding_window,
+        sliding_window=config.model.sliding_window or start.sliding_window,
         attention=config.model.attention,
     )
 
 
 def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corpus: CorpusStage | None) -> Branch:
     """Wire the stages of one task onto the base, which has been trained on the corpus."""
-    labels = LabelsStage(config=task.labels, seed=config.seed, label=name, section=of_task(name, "labels"))
+    labels = LabelsStage(config=task.labels, label=name, section=of_task(name, "labels"))
     adapted = adapt(config, name, task.adapt, labels, base) if task.adapt else base
     finetune = Finetune(
         config=task.finetune.resolve(),

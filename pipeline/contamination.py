@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.labelling import rounded
 from pipeline.overlap import ENOUGH, SHORTEST, N, Overlap, excerpts, overlap
 from pipeline.slices import Slice, Slicing
+from pipeline.splitting import alike
 
 MOST_EXAMPLES = 5
 
@@ -50,7 +51,7 @@ class Leak:
 class Contamination:
     """What was found where, and by which rule: `enough` of the n-grams of `n_gram` words. `corpus`: None if not read.
 
-    `unchecked` texts have fewer than `shortest` words.
+    `unchecked` texts have fewer than `shortest` words, and were looked for among the training texts alone, as wholes.
     """
 
     n_gram: int
@@ -75,18 +76,27 @@ class Suspects:
 
     def examine(self, corpus: Place | None, training: Place, on_progress: Progress) -> Contamination:
         """Look for every test text in both places; each is streamed, the corpus a second time for the examples."""
-        in_training = self._overlap(training, on_progress)
+        seen = self._overlap(training, on_progress)
+        in_training = self._wholes(seen, training)
         return Contamination(
             n_gram=N,
             enough=ENOUGH,
             shortest=SHORTEST,
-            unchecked=int((~in_training.checked).sum()),
+            unchecked=int((~seen.checked).sum()),
             corpus=self._leak(self._overlap(corpus, on_progress), corpus) if corpus else None,
             training=self._leak(in_training, training),
         )
 
     def _overlap(self, place: Place, on_progress: Progress) -> Overlap:
         return overlap(self.texts, place.read(), on_progress=partial(_told, on_progress, place.n_documents))
+
+    def _wholes(self, seen: Overlap, place: Place) -> Overlap:
+        """With the texts that were too short to be checked: found where a document is the like of one."""
+        first = {alike(document): number for number, document in reversed(list(enumerate(place.read())))}
+        short = np.flatnonzero(~seen.checked)
+        source = seen.source.copy()
+        source[short] = [first.get(alike(self.texts[row]), -1) for row in short.tolist()]
+        return Overlap(np.where(seen.checked, seen.coverage, (source >= 0).astype(float)), source)
 
     def _leak(self, seen: Overlap, place: Place) -> Leak:
         found = seen.found

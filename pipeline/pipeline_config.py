@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 
 from pipeline.bpe import TokenizerConfig
 from pipeline.config import laid_over
 from pipeline.identity import knob
-from pipeline.sections import ClusterConfig, ModelSection, RegisterConfig, TrackingConfig
+from pipeline.sections import ClusterConfig, ModelSection, Name, RegisterConfig, TrackingConfig
 from pipeline.stages.corpus import CorpusConfig
 from pipeline.stages.evaluate import EvaluateConfig
 from pipeline.stages.export import ExportConfig
@@ -46,15 +46,16 @@ class TaskConfig:
 class PipelineConfig:
     """One config file: raw text in, a registered classifier out."""
 
-    name: Annotated[str, MinLen(1)]
+    name: Name
     """Name of the pipeline: the MLflow experiment, and the registered model unless `register.name` says otherwise."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Seed of everything random: data order, initial weights, dropout, splits, bootstrap."""
+    seed: Annotated[int, Ge(0), Le(2**62)] = 0
+    """Seed of everything random but the splits of labelled texts: data order, initial weights, dropout, bootstrap."""
     init_from: Annotated[str, MinLen(1)] | None = None
     """What to start from: a folder with a Llama model as transformers saves it, or with a model of our own, such as an
     ONNX export; or a registered model (models:/NAME@ALIAS).
 
-    It brings its tokenizer and its sizes; rows are no longer than it was made for, and pretraining may be left out."""
+    It brings its tokenizer, its sizes and whether it reads both ways; rows are no longer than it was made for, and
+    pretraining, which goes by its own objective, may be left out."""
     corpus: CorpusConfig | None = None
     """The text to pretrain on."""
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -88,8 +89,8 @@ class PipelineConfig:
             raise ValueError(
                 f"{' and '.join(missing)}: required, and not given; both may be left out where init_from names a model"
             )
-        if self.init_from is not None and (given := self.model.sizes_given):
-            raise ValueError(f"init_from brings the sizes of the model: leave out {', '.join(given)} of `model`")
+        if self.init_from is not None and (given := self.model.fixed_by_weights):
+            raise ValueError(f"init_from brings the shape of the model: leave out {', '.join(given)} of `model`")
         if self.labels is not None and self.tasks:
             raise ValueError("give labels for one task, or tasks for several, not both")
         if self.midtrain is not None and self.pretrain is None:

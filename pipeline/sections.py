@@ -1,14 +1,18 @@
 """Sections of a config that belong to no stage: the size of the model, where a run takes place, what it is called."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Lt
+from pydantic import StringConstraints
 
 from model.config import ModelConfig
 from pipeline.identity import knob
 
 Count = Annotated[int, Ge(1)]
+
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w. -]*$")]
+"""What MLflow takes for the name of a model and of a tag alike, and its searches need not quote."""
 
 HEAD_DIM = 64
 """Channels of a head where the config names no heads: the size that attention kernels are fastest at."""
@@ -47,10 +51,10 @@ class ModelSection:
         self.resolve(vocab_size=1)  # a shape that cannot be is refused where it is written
 
     @property
-    def sizes_given(self) -> list[str]:
-        """The fields that say how large the model is, those of them that are not left to be derived."""
-        sizes = ("depth", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
-        return [name for name in sizes if getattr(self, name) is not None]
+    def fixed_by_weights(self) -> list[str]:
+        """The fields that given weights leave no choice in, those of them that are not at their defaults."""
+        free = {"seq_len", "dropout", "sliding_window", "attention"}
+        return [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != f.default]
 
     def resolve(self, vocab_size: int, *, causal: bool = True) -> ModelConfig:
         """The config with every derived value filled in."""
@@ -107,7 +111,7 @@ class TrackingConfig:
 class RegisterConfig:
     """What the classifier is called where models are registered."""
 
-    name: Annotated[str, MinLen(1)] | None = knob(None)
+    name: Name | None = knob(None)
     """Name of the registered model. Default: the name of the pipeline."""
     promote: bool = knob(False)
     """Make a registered model the champion at the end of the run, if it passes the gates of `gristmill promote`."""

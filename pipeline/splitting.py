@@ -1,7 +1,10 @@
-"""Which split a labelled text is of: a column, its file, a hash or its place says it, and equal texts stay together."""
+"""Which split a labelled text is of: a column, its file, a hash or its place says it.
+
+Where it is drawn, texts that differ in nothing but case and blanks stay together.
+"""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -102,6 +105,11 @@ def _classes(examples: Iterable[Example]) -> set[str]:
     return {name for example in examples for name in example.classes}
 
 
+def alike(text: str) -> str:
+    """What texts have in common that differ in case and blanks alone."""
+    return " ".join(text.casefold().split())
+
+
 def by_fractions(
     examples: Sequence[Example], fractions: tuple[float, float, float], seed: int, *, in_time_order: bool = False
 ) -> Splits:
@@ -114,7 +122,10 @@ def by_fractions(
 
 
 def carve_validation(splits: Splits, fraction: float, seed: int, *, in_time_order: bool = False) -> Splits:
-    """Validation rows out of train, about this fraction and one text at least unless it is 0; no class leaves train."""
+    """Validation rows out of train, about this fraction; no class leaves train.
+
+    It is one text at least, unless the fraction is 0 or every class has a single one.
+    """
     assert not splits["validation"], "there are validation rows already"
     train = splits["train"]
     if not fraction or not train:
@@ -122,27 +133,42 @@ def carve_validation(splits: Splits, fraction: float, seed: int, *, in_time_orde
     shares = _drawn(train, f"validation {seed}")
     if in_time_order:
         shares = {text: 1 - place for text, place in _places(train).items()}
-    threshold = max(fraction, min(shares.values()))
-    split_of: dict[str, SplitName] = {
-        text: "validation" if share <= threshold else "train" for text, share in shares.items()
-    }
-    return {**_divide(train, split_of), "test": splits["test"]}
+    carved = _divide(train, {text: "validation" if share <= fraction else "train" for text, share in shares.items()})
+    if not carved["validation"] and (spare := _spare(train)):
+        lowest = min(shares[text] for text in spare)
+        carved = _divide(train, {text: "validation" if share == lowest else "train" for text, share in shares.items()})
+    return {**carved, "test": splits["test"]}
+
+
+def _spare(examples: Sequence[Example]) -> list[str]:
+    """The texts whose classes other texts have too."""
+    texts: defaultdict[str, set[str]] = defaultdict(set)
+    for example in examples:
+        for name in example.classes:
+            texts[name].add(alike(example.text))
+    return [example.text for example in examples if all(len(texts[name]) > 1 for name in example.classes)]
 
 
 def _drawn(examples: Iterable[Example], purpose: str) -> dict[str, float]:
-    """A number in [0, 1) for each text, by its hash."""
-    return {example.text: unit_hash(example.text, purpose) for example in examples}
+    """A number in [0, 1) for each text, by the hash of the first, in order of characters, of those like it."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for text in {example.text for example in examples}:
+        groups[alike(text)].append(text)
+    return {text: share for texts in groups.values() for share in [unit_hash(min(texts), purpose)] for text in texts}
 
 
 def _places(examples: Sequence[Example]) -> dict[str, float]:
-    """How far down the rows of its class each text first stands, in (0, 1); of all rows where it may have several."""
+    """How far down the rows of its class each text, or one like it, first stands, in (0, 1).
+
+    Of all rows where a text may have several classes.
+    """
     groups = [example.label if isinstance(example.label, str) else "" for example in examples]
     sizes, before = Counter(groups), Counter[str]()
     places: dict[str, float] = {}
     for example, group in zip(examples, groups, strict=True):
-        places.setdefault(example.text, (before[group] + 0.5) / sizes[group])
+        places.setdefault(alike(example.text), (before[group] + 0.5) / sizes[group])
         before[group] += 1
-    return places
+    return {example.text: places[alike(example.text)] for example in examples}
 
 
 def few_of_each(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
@@ -164,8 +190,8 @@ def few_of_each(examples: Sequence[Example], most: int, seed: int) -> list[Examp
 def _divide(examples: Sequence[Example], split_of: Mapping[str, SplitName]) -> Splits:
     """Examples by the split of their text, after every text of a class that train would lack has gone to train."""
     known = _classes(example for example in examples if split_of[example.text] == "train")
-    moved = {example.text for example in examples if not known.issuperset(example.classes)}
+    moved = {alike(example.text) for example in examples if not known.issuperset(example.classes)}
     splits: Splits = {"train": [], "validation": [], "test": []}
     for example in examples:
-        splits["train" if example.text in moved else split_of[example.text]].append(example)
+        splits["train" if alike(example.text) in moved else split_of[example.text]].append(example)
     return splits

@@ -89,8 +89,8 @@ def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
     named: dict[str, Any] = {}
     for file in TOKENIZER_FILES[1:]:
         if (path := folder / file).exists():
-            named |= json.loads(path.read_text(encoding="utf-8"))
-    bos, eos = (_content(named.get(role)) for role in ("bos_token", "eos_token"))
+            named |= _object(path)
+    bos, eos = (_content(named.get(role), f"{folder}: its {role}") for role in ("bos_token", "eos_token"))
     if eos and tokenizer.token_to_id(eos) is not None:
         return (bos if bos and tokenizer.token_to_id(bos) is not None else eos), eos
     if len(tokenizer.encode("").ids) != 2:
@@ -99,8 +99,21 @@ def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[str, str]:
     return known["bos_token"], known["eos_token"]
 
 
-def _content(token: str | dict[str, Any] | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: no JSON object")
+    return found
+
+
+def _content(token: Any, which: str) -> str | None:
+    content = token.get("content") if isinstance(token, dict) else token
+    if token is None or isinstance(content, str):
+        return content
+    raise DataError(f"{which} is {token!r:.60}. Write the token itself, or an object with its `content`")
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:

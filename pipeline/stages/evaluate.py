@@ -78,7 +78,7 @@ class Evaluate(Stage[Evaluation]):
     `repeats` are the same classifier fine-tuned with other seeds, `corpus` is what the test texts are looked for in.
     """
 
-    VERSION = 4
+    VERSION = 5
 
     config: EvaluateConfig
     classifier: Stage[ClassifierFiles]

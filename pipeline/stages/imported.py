@@ -28,7 +28,7 @@ def model_config(folder: str) -> ModelConfig:
         return LanguageModelFiles(Path(folder)).config
     try:
         return read_config(Path(folder))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"init_from={folder}: {error}. Give a folder in the Llama layout of transformers") from None
 
 

@@ -1,13 +1,13 @@
 """Labelled text in three splits. Those that are drawn here share no text; what a column or files say is kept."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
-from math import isclose
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from pipeline.splitting import (
     Example,
     LabelledSplit,
     SplitName,
+    Splits,
     by_column,
     by_fractions,
     carve_validation,
@@ -64,8 +65,11 @@ class LabelsConfig:
     in_time_order: bool = added(False)
     """Rows stand in the order of time. Those that are drawn to validate or test on are then the last of each class,
     since what will be classified comes after what was learned from; validation is nearer to what is to be expected."""
+    split_seed: Annotated[int, Ge(0)] = added(0)
+    """Another number draws other texts to validate and test on. `seed` does not, so that models stay comparable."""
     train_per_class: Annotated[int, Ge(1)] | None = added(None)
-    """At most so many training rows of each class, drawn by a hash of their text; null is all. For learning curves.
+    """At most so many training rows of each class, drawn by a hash of their text, and of the validation rows as large a
+    part; null is all. For learning curves.
 
     With multi_label the first so many of each: a class that others' rows also have gets more."""
     invalid_utf8: Literal["refuse", "repair"] = "refuse"
@@ -77,7 +81,7 @@ class LabelsConfig:
         if isinstance(self.split, str):
             return
         train, validation, test = self.split
-        if min(train, test) <= 0 or validation < 0 or not isclose(train + validation + test, 1, abs_tol=1e-6):
+        if min(train, test) <= 0 or validation < 0 or not math.isclose(train + validation + test, 1, abs_tol=1e-6):
             raise ValueError(
                 f"split={self.split} must be fractions of train, validation and test that sum to 1, "
                 "train and test above 0: for example [0.8, 0.1, 0.1]"
@@ -136,10 +140,9 @@ class Labels:
 class LabelsStage(Stage[Labels]):
     """Read the labelled text once and fix its splits."""
 
-    VERSION = 2
+    VERSION = 3
 
     config: LabelsConfig
-    seed: int = 0
 
     def sources(self) -> Mapping[str, str]:
         found = sources.digests(self.config.path, splits=self.config.by_files)
@@ -155,7 +158,7 @@ class LabelsStage(Stage[Labels]):
         _check_classes(self.config, names)
         if self.config.multi_label:
             _check_several(self.config, examples, counts)
-        splits = _split(self.config, self.seed, examples, counts)
+        splits = _split(self.config, examples, counts)
         _write(ctx.out, splits, names, multi_label=self.config.multi_label)
         ctx.notes["metrics"] = _metrics(splits, names, counts)
         rows = " / ".join(f"{len(chosen):,}" for chosen in splits.values())
@@ -245,9 +248,8 @@ def _doubt(names: list[str]) -> str:
     return f"; {joined[0]!r} looks like several classes: is labels.multi_label meant?" if joined else ""
 
 
-def _split(
-    config: LabelsConfig, seed: int, examples: list[Example], counts: "Counter[str]"
-) -> dict[SplitName, list[Example]]:
+def _split(config: LabelsConfig, examples: list[Example], counts: "Counter[str]") -> Splits:
+    seed = config.split_seed
     if isinstance(config.split, str):
         splits = by_column(examples, config.split)
     else:
@@ -255,12 +257,24 @@ def _split(
     if not splits["validation"]:
         splits = carve_validation(splits, config.validation_fraction, seed, in_time_order=config.in_time_order)
     if config.train_per_class is not None:
-        splits["train"] = few_of_each(splits["train"], config.train_per_class, seed)
+        splits |= _few(splits, config.train_per_class, seed)
     if not splits["test"]:
         where = Path(config.path).absolute()
         raise DataError(f"{where}: no row falls to test, so nothing could be measured. Give test rows or more rows")
+    if not any(example.classes for example in splits["test"]):
+        raise DataError(f"{splits['test'][0].where}: no test row has a class, so nothing could be measured")
     counts.update(_repeats(splits))
     return splits
+
+
+def _few(splits: Splits, most: int, seed: int) -> Splits:
+    """So many training rows of each class at most, and of the validation rows no larger a part."""
+    train, validation = splits["train"], splits["validation"]
+    most_to_validate = math.ceil(most * len(validation) / len(train))
+    return {
+        "train": few_of_each(train, most, seed),
+        "validation": few_of_each(validation, most_to_validate, seed) if validation else [],
+    }
 
 
 def _repeats(splits: Mapping[SplitName, list[Example]]) -> dict[str, int]:

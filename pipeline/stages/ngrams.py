@@ -77,7 +77,7 @@ class NGramsStage(Stage[ClassifierFiles]):
         if not asked.texts:
             raise UsageError(
                 "ngrams: there are no validation texts to say how much n-grams count beside the network; "
-                "set labels.validation_fraction above 0, or ngrams to null"
+                "set labels.validation_fraction above 0 and give each class two texts or more, or set ngrams to null"
             )
         network = logits_of(document_probabilities(model, asked.alone), multi_label=labels.multi_label)
         spelling = loaded.spelling if self.config.bytes else None

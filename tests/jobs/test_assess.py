@@ -85,6 +85,38 @@ def test_a_model_on_its_own_test_rows_has_the_scores_of_its_evaluation(
     json.dumps(result)
 
 
+def evaluated_after(labels: LabelsStage, home: Path) -> str:
+    """A classifier that has learned from these labels, and was evaluated."""
+    stage = replace(
+        evaluate_of(labels, baselines=(), contamination=False), classifier=RandomClassifier(labels=labels, seed=9)
+    )
+    made(stage, home)
+    return str(Store(home).open("randomclassifier", made(stage.classifier, home).key))
+
+
+def test_models_are_not_compared_on_texts_that_one_has_learned_from(model: str, labels: LabelsStage, home: Path):
+    drawn = LabelsStage(config=replace(labels.config, split=(0.5, 0.2, 0.3)))
+    ours, theirs = opened(labels, home).split("test").texts, opened(drawn, home)
+    known = {text for split in ("train", "validation") for text in theirs.split(split).texts}
+    left_out = sum(text in known for text in ours)
+    found = compared(model, evaluated_after(drawn, home), None, home)
+    assert (found["n"], found["left_out"]) == (60 - left_out, left_out)
+    assert 0 < left_out < 60
+    assert compared(model, model, None, home)["left_out"] == 0
+
+
+def test_models_without_a_text_that_is_new_to_both_are_not_compared(
+    model: str, labels: LabelsStage, home: Path, tmp_path: Path
+):
+    rows = [json.loads(line) for line in Path(labels.config.path).read_text().splitlines()]
+    other_way = {"train": "test", "test": "train", "validation": "validation"}
+    swapped = tmp_path / "swapped.jsonl"
+    swapped.write_text("".join(json.dumps({**row, "split": other_way[row["split"]]}) + "\n" for row in rows))
+    other = evaluated_after(LabelsStage(config=replace(labels.config, path=str(swapped))), home)
+    with pytest.raises(UsageError, match=r"has learned from all 60 texts .* --data FILE"):
+        compared(model, other, None, home)
+
+
 def test_rows_are_chosen_by_split_and_columns_by_name(model: str, data: Path, home: Path, tmp_path: Path):
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     assert evaluated(model, data, home, columns=Columns(split="all"))["n"] == 240

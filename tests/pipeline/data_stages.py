@@ -46,8 +46,8 @@ def shards_of(corpus: CorpusStage, *, lowercase: bool = False, **fields: Any) ->
     return ShardsStage(config=ShardsConfig(**fields), corpus=corpus, tokenizer=tokenizer)
 
 
-def labels_of(path: Path | str, seed: int = 0, **fields: Any) -> LabelsStage:
-    return LabelsStage(config=LabelsConfig(path=str(path), **fields), seed=seed)
+def labels_of(path: Path | str, **fields: Any) -> LabelsStage:
+    return LabelsStage(config=LabelsConfig(path=str(path), **fields))
 
 
 def made(stage: Stage[Any], home: Path, map_: Any = plain_map) -> Built:

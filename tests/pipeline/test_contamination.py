@@ -30,6 +30,13 @@ def test_each_place_is_reported_by_itself_with_and_without_what_it_holds():
     assert found.training.found.n == 1
 
 
+def test_a_text_of_few_words_is_found_as_a_whole_and_among_the_training_texts_alone():
+    found = examined(["too short"], ["is that too short", "Too  Short", "too short"])
+    assert found.corpus is not None
+    assert (found.corpus.n, found.training.n, found.unchecked) == (0, 1, 1)
+    assert found.training.examples[0].document == 2
+
+
 def test_examples_say_what_stands_where():
     found = examined(["nothing", f"well, {TEXTS[4]}, yes"], TEXTS[:15])
     assert found.corpus is not None

@@ -1,6 +1,7 @@
 """Starting from a language model of somebody else's: a folder as transformers saves it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from pipeline.errors import DataError, UsageError
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.publish import combined
 from pipeline.runner import Built, build, submit_here
+from pipeline.stages.imported import model_config
 from pipeline.store import Store
-from pipeline.tokens import special_ids
+from pipeline.tokens import import_tokenizer, special_ids
 from pipeline.weights import ClassifierFiles
 from tests.pipeline.toy_export import classifier_folder
 from tests.pipeline.toy_llama import SIZES, llama_folder
@@ -119,9 +121,43 @@ def test_a_classifier_that_transformers_has_no_class_for_will_do(tmp_path: Path,
     loaded = opened(tmp_path, base).load().model
     assert torch.equal(loaded.body.embed.weight, theirs.model.body.embed.weight)
     assert torch.equal(loaded.head.weight, theirs.model.body.embed.weight)
-    assert loaded.cfg.causal
+    assert not loaded.cfg.causal
     text = "the cat sat"
     assert opened(tmp_path, tokenizer).load().encode(text).ids == theirs.tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_size": None}, {"hidden_size": "64"}, {"rope_parameters": "linear"}, {"architectures": 5}],
+)
+def test_a_config_that_is_none_is_refused_by_name(tmp_path: Path, start: Path, change: dict[str, Any]):
+    config = json.loads((start / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(DataError, match=r"(?s)init_from=.*Give a folder in the Llama layout"):
+        model_config(str(tmp_path))
+
+
+def test_what_a_config_leaves_empty_is_what_transformers_takes_it_for(tmp_path: Path, start: Path):
+    config = json.loads((start / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_key_value_heads": None, "rope_theta": None}))
+    found = model_config(str(tmp_path))
+    assert found.n_kv_heads == found.n_heads
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{", "tokenizer_config.json: cannot be read"),
+        ("[]", "tokenizer_config.json: no JSON object"),
+        ('{"eos_token": 5}', "its eos_token is 5. Write the token itself"),
+        ('{"bos_token": {"a": 1}}', "its bos_token is {'a': 1}. Write"),
+    ],
+)
+def test_a_tokenizer_whose_ends_are_unclear_is_refused(tmp_path: Path, start: Path, written: str, message: str):
+    (tmp_path / "tokenizer.json").write_bytes((start / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(written)
+    with pytest.raises(DataError, match=re.escape(message)):
+        import_tokenizer(tmp_path)
 
 
 def test_what_cannot_be_read_is_refused_before_anything_is_built(tmp_path: Path, start: Path):
@@ -140,7 +176,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_built(tmp_path: Path,
     (other / "config.json").write_text("[]")
     with pytest.raises(DataError, match=r"init_from=.*other: its config.json is no JSON object"):
         graph(tmp_path, other)
-    with pytest.raises(UsageError, match="init_from brings the sizes of the model: leave out d_model"):
-        graph(tmp_path, start, ONLY_TUNED, "model.d_model=64")
+    with pytest.raises(UsageError, match="init_from brings the shape of the model: leave out d_model, tie_embed"):
+        graph(tmp_path, start, ONLY_TUNED, "model.d_model=64", "model.tie_embeddings=false")
     with pytest.raises(UsageError, match="pretrain: required, and not given"):
         graph(tmp_path, start, ONLY_TUNED.replace("corpus: null\n", ""))

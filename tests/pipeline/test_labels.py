@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.splitting import Example, by_fractions, carve_validation, few_of_each
+from pipeline.splitting import Example, alike, by_fractions, carve_validation, few_of_each
 from pipeline.stages.labels import Labels, LabelsConfig, class_name
 from tests.pipeline.data_stages import labels_of, made, opened
 
@@ -180,7 +180,7 @@ def test_targets_are_indices_into_sorted_names(tmp_path):
 def test_fractions_depend_on_the_seed_and_the_text_only(tmp_path):
     path = rows_file(tmp_path / "a.jsonl", two_classes(300))
     back = rows_file(tmp_path / "b.jsonl", two_classes(300)[::-1])
-    one, two, three = (texts_by_split(labels(p, seed=s)) for p, s in ((path, 0), (back, 0), (path, 1)))
+    one, two, three = (texts_by_split(labels(p, split_seed=s)) for p, s in ((path, 0), (back, 0), (path, 1)))
     assert {name: set(part) for name, part in one.items()} == {name: set(part) for name, part in two.items()}
     assert one["test"] != three["test"]
     assert 200 < len(one["train"]) < 280
@@ -266,8 +266,10 @@ def test_a_hundred_thousand_classes_are_read(tmp_path):
     assert len(labels(tmp_path / "a.parquet").names) == 100_000
 
 
+texts = st.sampled_from(["a", "A", "a ", *"bcdefghijkl"])
 examples = st.lists(
-    st.tuples(st.sampled_from("abcdefghijkl"), st.sampled_from("XYZ")).map(lambda p: Example(*p, "", "")), min_size=1
+    st.tuples(texts, st.sampled_from("XYZ")).map(lambda pair: Example(*pair, "", "")),
+    min_size=1,
 )
 
 
@@ -279,7 +281,23 @@ def test_fractions_lose_nothing_keep_texts_together_and_leave_every_class_in_tra
     for splits in (divided, carve_validation(without, 0.3, seed, in_time_order=in_time_order)):
         assert sorted(row for part in splits.values() for row in part) == sorted(rows)
         assert {row.label for row in splits["train"]} == {row.label for row in rows}
-        assert not {r.text for r in splits["train"]} & {r.text for r in [*splits["validation"], *splits["test"]]}
+        measured = [*splits["validation"], *splits["test"]]
+        assert not {alike(row.text) for row in splits["train"]} & {alike(row.text) for row in measured}
+
+
+@given(st.integers(0, 100), st.floats(0.001, 0.5))
+def test_some_text_is_carved_to_validate_on_where_a_class_has_several(seed, fraction):
+    """Ten classes of a single text, which train needs, and one of three."""
+    train = [Example(f"text {i}", str(max(i, 2)), "", "") for i in range(13)]
+    splits = carve_validation({"train": train, "validation": [], "test": []}, fraction, seed)
+    assert {row.label for row in splits["validation"]} == {"2"}
+    assert {row.label for row in splits["train"]} == {row.label for row in train}
+
+
+def test_where_every_class_has_a_single_text_all_are_learned_from():
+    train = [Example(f"text {i}", str(i), "", "") for i in range(5)]
+    splits = carve_validation({"train": train, "validation": [], "test": []}, 0.5, 0)
+    assert splits["train"] == train
 
 
 @given(rows=st.lists(st.tuples(st.text(max_size=4), st.sampled_from("abc")), max_size=40), most=st.integers(1, 5))
@@ -293,14 +311,15 @@ def test_few_of_each_class_are_taken_in_order_and_a_larger_number_keeps_the_smal
         assert sum(example.label == label for example in few) == min(there, most)
 
 
-def test_few_shot_training_leaves_the_other_splits_as_they_are(tmp_path):
-    rows = [{"text": f"text {i}", "label": str(i % 3), "split": ("train", "test")[i % 4 == 0]} for i in range(80)]
+def test_few_shot_training_has_as_few_texts_to_validate_on_and_as_many_to_test(tmp_path):
+    splits = ("test", "train", "train", "validation")
+    rows = [{"text": f"text {i}", "label": str(i % 3), "split": splits[i % 4]} for i in range(80)]
     path = tmp_path / "few.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     whole, few = (labels(path, split="split", train_per_class=most) for most in (None, 4))
-    assert len(few.split("train").texts) == 12
-    for name in ("validation", "test"):
-        assert few.split(name).texts == whole.split(name).texts
+    assert [len(found.split("train").texts) for found in (whole, few)] == [40, 12]
+    assert [len(found.split("validation").texts) for found in (whole, few)] == [20, 6]
+    assert few.split("test").texts == whole.split("test").texts
 
 
 def test_in_time_order_the_last_of_each_class_are_held_out(tmp_path):

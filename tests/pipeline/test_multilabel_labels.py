@@ -156,6 +156,14 @@ def test_a_file_of_several_classes_a_row_read_as_one_is_refused_with_the_remedy_
             [{"text": "t", "label": ["a", "b"], "split": "train"}, {"text": "u", "label": ["b", "c"], "split": "test"}],
             ":2: the class 'c' of this test row is in no train row",
         ),
+        (
+            [
+                {"text": "t", "label": ["a", "b"], "split": "train"},
+                {"text": "u", "label": ["a"], "split": "train"},
+                {"text": "v", "label": [], "split": "test"},
+            ],
+            "a.jsonl:3: no test row has a class",
+        ),
     ],
 )
 def test_unusable_labels_are_refused(tmp_path: Path, rows: list[dict[str, Any]], message: str):
