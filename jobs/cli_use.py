@@ -212,7 +212,9 @@ def generate(
             validator=validators.Number(gt=0, lte=1),
         ),
     ] = None,
-    seed: Annotated[int, Parameter(help="Another one draws another text.")] = 0,
+    seed: Annotated[
+        int, Parameter(help="Another one draws another text.", validator=validators.Number(gte=0, lte=2**62))
+    ] = 0,
     beams: Annotated[Count, Parameter(help="Above 1: search with so many lines for the likeliest text.")] = 1,
     precision: Annotated[
         Literal["fp32", "bf16", "int8"],

@@ -160,7 +160,7 @@ def _plain(document: CommentedMap, path: Path, lines: list[str]) -> tuple[dict[s
             raise UsageError(f"{path}: {'.'.join(map(str, at))}: YAML tags such as {node.tag.value} are refused")
         if isinstance(node, CommentedMap):
             for key in node:
-                row, column = node.lc.key(key) if key in node.lc.data else (node.lc.line, node.lc.col)
+                row, column = node.lc.key(key) if key in (node.lc.data or ()) else (node.lc.line, node.lc.col)
                 origins[(*at, str(key))] = Origin(f"{path}:{row + 1}:{column + 1}", lines[row])
             return {str(key): walk(value, (*at, str(key))) for key, value in node.items()}
         if isinstance(node, list):
@@ -191,10 +191,13 @@ def _override(text: str, number: int) -> tuple[Path_, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"--set #{number}  {text!r}: write it as --set section.key=value")
+    if key == "extends":
+        raise UsageError(f"--set #{number}  extends: a file alone can extend another; write it there")
     try:
         parsed = YAML(typ="safe", pure=True).load(value)
-    except (YAMLError, ValueError) as error:
-        raise UsageError(f"--set #{number}  {key}: {value!r} is not a YAML value: {error}") from None
+        list(_keys(parsed, ()))
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"--set #{number}  {key}: {value!r:.200} is not a YAML value: {error}") from None
     return tuple(key.split(".")), parsed
 
 

@@ -20,6 +20,9 @@ Logits = Float32[Tensor, "texts labels"]
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 """What a token decodes to that is a part of a character."""
 
+CHARS_PER_TOKEN = 16
+"""So many characters for each token that is read are a text that is too long, whatever it says."""
+
 PADDED, ALONE = "in a right-padded batch", "one by one"
 """How texts are given to a program."""
 
@@ -85,11 +88,14 @@ def padded(documents: Sequence[Sequence[int]], padding: int) -> tuple[np.ndarray
 
 
 def verification_texts(texts: Sequence[str], n_texts: int, seq_len: int) -> list[str]:
-    """Texts of evenly spread lengths; one that is too long to be read whole; one that spells special tokens."""
-    by_length = sorted(set(texts), key=lambda text: (len(text), text))
+    """Texts of evenly spread lengths; one that is too long to be read whole; one that spells special tokens.
+
+    Each has so many characters at most: memory for more of one without blanks is not to be had.
+    """
+    by_length = sorted({text[: CHARS_PER_TOKEN * seq_len] for text in texts}, key=lambda text: (len(text), text))
     places = np.linspace(0, len(by_length) - 1, min(n_texts, len(by_length))).round().astype(int)
     longest = by_length[-1]
-    too_long = " ".join([longest] * (seq_len // max(len(longest.split()), 1) + 1))
+    too_long = " ".join([longest] * (CHARS_PER_TOKEN * seq_len // (len(longest) + 1) + 1))
     return [*(by_length[place] for place in places), too_long, f"{EOS} {by_length[0]} {PAD}"]
 
 

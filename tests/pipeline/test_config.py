@@ -125,6 +125,15 @@ def test_an_alias_bomb_is_refused_in_no_time(tmp_path: Path):
         read(tmp_path, bomb)
 
 
+def test_a_section_may_repeat_another(tmp_path: Path):
+    path = tmp_path / "merged.yaml"
+    smoke = Path("configs/smoke.yaml").absolute()
+    path.write_text(f"extends: {smoke}\npretrain: &p {{lr: 0.007, steps: 30, tokens: null}}\nmidtrain:\n  <<: *p\n")
+    config = load(PipelineConfig, path).config
+    assert config.midtrain is not None
+    assert config.midtrain.lr == 0.007
+
+
 def test_a_missing_file_is_named_with_the_place_looked_at(tmp_path: Path):
     with pytest.raises(UsageError, match=str(tmp_path)):
         load(Toy, tmp_path / "none.yaml")
@@ -143,12 +152,18 @@ def test_any_text_is_a_config_or_a_clear_refusal(tmp_path_factory: pytest.TempPa
     ("override", "message"),
     [
         ("seed=-1", "seed=-1: must be greater than or equal to 0"),
+        ("seed=9223372036854775807", "seed=9223372036854775807: must be less than or equal to"),
         ("corpus.path=''", "corpus.path='': must have at least 1 character"),
         ("finetune.epochs=true", "finetune.epochs=True: must be a number"),
         ("finetune={lr: true}", "finetune.lr=True: must be a number"),
         ("model.rope_theta=.inf", "model.rope_theta=inf: must be a finite number"),
         ("finetune.weight_decay=.nan", "finetune.weight_decay=nan: must be a finite number"),
         ("name=2024-13-45", "name: '2024-13-45' is not a YAML value: month must be in 1..12"),
+        ("tasks=&a {b: *a}", "tasks: '&a {b: *a}' is not a YAML value"),
+        ("name=" + "[" * 2000, "name: '[[["),
+        ("extends=other.yaml", "extends: a file alone can extend another"),
+        ("name=news/v2", "name='news/v2': must match pattern"),
+        ("register.name=a:b", "register.name='a:b': must match pattern"),
         ("labels.split=[0.8, 0.2]", "labels.split=[0.8, 0.2]: has none of the forms that this key takes. The column"),
         ("cluster.workers=[1, 2, 3]", "cluster.workers=[1, 2, 3]: has none of the forms that this key takes. Training"),
     ],

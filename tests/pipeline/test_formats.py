@@ -187,6 +187,7 @@ def test_texts_to_verify_on_are_spread_long_overlong_and_forged(files: dict[str,
     assert lengths[4] > 24
     assert texts[5] == "<|eos|> b  <|pad|>"
     assert len(verification_texts(["same"] * 9, 16, seq_len=24)) == 3
+    assert max(map(len, verification_texts(["没有空格" * 10**5, "b"], 4, seq_len=24))) < 1000
     tokenizer = subject_of(files["last"], 1.0)[1].tokenizer
     words = vocabulary_texts(tokenizer, 5, seq_len=24)
     assert words == vocabulary_texts(tokenizer, 5, seq_len=24)
