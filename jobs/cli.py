@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 import sys
 from importlib.metadata import version
 from typing import Annotated, Literal
@@ -219,6 +221,9 @@ def main() -> int:
     except GristmillError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    except BrokenPipeError:  # nobody reads on, as of `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 128 + signal.SIGPIPE
     except OSError as error:
         problem = lacking(error)
         if problem is None:

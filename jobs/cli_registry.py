@@ -49,12 +49,11 @@ def lineage(
     It asks the tracking server and nothing else, so it works where the artifacts are not. Of a raw file the BLAKE3 is
     told, as `b3sum FILE` gives it; of several, a digest of theirs, and in the JSON each one's.
     """
-    from jobs.home import home
     from jobs.lineage import lineage as follow
     from jobs.run import tracking_uri
     from jobs.show_lineage import print_lineage
 
-    found = follow(model, home(), tracking_uri())
+    found = follow(model, tracking_uri())
     emit(found.to_json()) if json_ else print_lineage(found)
 
 

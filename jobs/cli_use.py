@@ -19,7 +19,11 @@ Model = Annotated[
 ]
 Texts = Annotated[
     list[str] | None,
-    Parameter(help="Texts to label; `-` labels each line of standard input, blank ones too.", negative=""),
+    Parameter(
+        help="Texts to label; `-` labels each line of standard input, blank ones too.",
+        negative="",
+        allow_leading_hyphen=True,
+    ),
 ]
 Input = Annotated[
     str | None, Parameter(help="A file to label: jsonl, csv, tsv or parquet; also .gz or .zst.", name="--input")
@@ -196,7 +200,10 @@ def export(
 def generate(
     model: Annotated[str, Parameter(help="The name of a pipeline, a pretrain artifact or a Llama folder.")],
     prompts: Annotated[
-        list[str] | None, Parameter(help="Texts to continue. Default: one that begins with nothing.", negative="")
+        list[str] | None,
+        Parameter(
+            help="Texts to continue. Default: one that begins with nothing.", negative="", allow_leading_hyphen=True
+        ),
     ] = None,
     *,
     max_new_tokens: Annotated[Count, Parameter(help="Tokens after which a text ends, if it has not by itself.")] = 64,

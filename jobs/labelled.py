@@ -115,6 +115,8 @@ def read_labelled(
         if text.strip():
             rows.append((text, label, where))
     if not rows:
+        if blank:
+            raise DataError(f"{path}: the {columns.text} of each of its {blank:,} rows of the split {split!r} is blank")
         there = ", ".join(f"{name} ({count:,})" for name, count in splits.most_common()) or "no rows at all"
         raise DataError(
             f"{path}: no labelled text of the split {split!r} in it. There are: {there}. evaluate and compare take "

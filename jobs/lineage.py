@@ -4,10 +4,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.mlflow_client import alone, connect, reaching
+from jobs.mlflow_client import connect, reaching
 from jobs.mlflow_tags import (
     COMMIT,
     DIGEST,
@@ -109,16 +108,14 @@ class Lineage:
         return source and {name: value for name, value in source.items() if name != "name"}
 
 
-def lineage(model: str, home: Path, uri: str) -> Lineage:
+def lineage(model: str, uri: str) -> Lineage:
     """The chain behind NAME, NAME@ALIAS, models:/NAME/VERSION, or a run by its name or its MLflow id.
 
     Raises UsageError where there is no such model or run, or where it is not gristmill's; EnvironmentProblem where
     MLflow cannot be reached.
     """
     with reaching(uri):
-        with alone(home):
-            client = connect(uri)
-        return trace(client, model)
+        return trace(connect(uri), model)
 
 
 def trace(client: "MlflowClient", model: str) -> Lineage:

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from jobs.record import without_password
-from pipeline.errors import EnvironmentProblem
+from pipeline.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +28,8 @@ SETTINGS = {
 STORES = ("boto3", "botocore")
 """Packages by which MLflow reaches artifacts that a server leaves to its clients. Their errors are like no others."""
 SQLITE = "sqlite:///"
+SCHEMES = {"http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc"}
+"""What MLflow keeps runs in; files in a folder are no longer among it."""
 CLASSIC_VIEW = "workflowType=machine_learning"
 """Behind the address of a page: the one with runs and models, not the one of language model apps."""
 
@@ -49,13 +53,31 @@ def alone(home: Path) -> Iterator[None]:
         yield
 
 
-def connect(uri: str) -> "MlflowClient":
-    """A client. Imports MLflow, and creates a missing sqlite database: seconds each. Hold `alone` meanwhile."""
+def check_uri(uri: str) -> None:
+    """Raises UsageError for a tracking URI that MLflow has no store for."""
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if scheme not in {*SCHEMES, *(store.name for store in entry_points(group="mlflow.tracking_store"))}:
+        raise UsageError(
+            f"tracking URI {without_password(uri)}: MLflow keeps no runs there. Give http://HOST:PORT of a server, "
+            "sqlite:///FILE or the URL of a database"
+        )
+
+
+def connect(uri: str, *, create: bool = False) -> "MlflowClient":
+    """A client. Imports MLflow: a second or two. A missing sqlite database is made, which takes as long, or refused.
+
+    Hold `alone` where it may be made.
+    """
     quiet()
     from mlflow import MlflowClient
 
-    if uri.startswith(SQLITE):
-        _create(Path(uri.removeprefix(SQLITE)))
+    if uri.startswith(SQLITE) and not (database := Path(uri.removeprefix(SQLITE))).exists():
+        if not create:
+            raise UsageError(
+                f"{database}: no such MLflow database, so nothing is registered there: gristmill run CONFIG does it; "
+                "GRISTMILL_HOME or MLFLOW_TRACKING_URI say where"
+            )
+        _create(database)
     return MlflowClient(uri, registry_uri=uri)
 
 
@@ -67,8 +89,6 @@ def quiet() -> None:
 
 def _create(database: Path) -> None:
     """Created aside and renamed: a kill in mid-creation would leave a database that MLflow refuses for good."""
-    if database.exists():
-        return
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +118,20 @@ def reaching(uri: str) -> Iterator[None]:
 
 
 def _problem(uri: str, error: Exception) -> EnvironmentProblem:
+    from requests.exceptions import ConnectionError as NotConnected
+    from requests.exceptions import Timeout
+
     shown = without_password(uri).rstrip("/")
+    if any(isinstance(cause, ConnectionError | NotConnected | Timeout) for cause in _causes(error)):
+        return EnvironmentProblem(
+            f"MLflow at {shown} does not answer. Start it, or say where it is: MLFLOW_TRACKING_URI, or tracking.uri"
+        )
     reason = (str(error).splitlines() or [type(error).__name__])[0].replace(uri.rstrip("/"), shown)
-    return EnvironmentProblem(f"MLflow at {shown}: {reason[:300]}")
+    return EnvironmentProblem(f"MLflow at {shown}: {shorten(reason, 300, placeholder=' …')}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from or while handling, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

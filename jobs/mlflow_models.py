@@ -15,7 +15,7 @@ from jobs.mlflow_runs import Book
 from jobs.mlflow_tags import DIGEST, KEY, STAGE, URI
 from jobs.record import StageRecord
 from pipeline.ancestry import Link
-from pipeline.publish import MANIFEST, Manifest
+from pipeline.publish import Manifest
 from pipeline.store import Store
 
 REQUIREMENTS = {
@@ -112,7 +112,7 @@ def pack_classifier(export: Path, target: Path, model: LoggedModel | None = None
 
     with tempfile.TemporaryDirectory() as scratch:
         files = Path(scratch) / "classifier"
-        shutil.copytree(export, files, ignore=shutil.ignore_patterns(MANIFEST), copy_function=shutil.copyfile)
+        shutil.copytree(export, files, copy_function=shutil.copyfile)
         mlflow.pyfunc.save_model(
             str(target),
             python_model=pyfunc_classifier.__file__,

@@ -59,6 +59,14 @@ def version_of(client: "MlflowClient", model: str) -> "ModelVersion":
     return _find(client, **_parsed(model))
 
 
+def check_registered(client: "MlflowClient", name: str) -> None:
+    """Raises UsageError, with the nearest names, where no model is registered under this one."""
+    parsed = _parsed(name)
+    if name != parsed["name"]:
+        raise UsageError(f"{name}: give the name alone, {parsed['name']}; --version says which of its versions")
+    _find(client, **parsed)
+
+
 def _parsed(model: str) -> dict[str, Any]:
     wanted = URI.fullmatch(model.removeprefix(SCHEME))
     if wanted is None:

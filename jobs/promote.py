@@ -22,7 +22,7 @@ from jobs.mlflow_tags import (
     ROLLED_BACK_AT,
     is_set_aside,
 )
-from jobs.models import version_of
+from jobs.models import check_registered, version_of
 from pipeline.errors import DataError, EnvironmentProblem, GristmillError, UsageError
 
 if TYPE_CHECKING:
@@ -85,9 +85,8 @@ def promote_version(wanted: Wanted, home: Path, uri: str) -> Promotion:
     the given texts cannot be used, compared or not, and EnvironmentProblem where MLflow cannot be reached.
     """
     with reaching(uri):
-        with alone(home):
-            client = connect(uri)
-        version_of(client, wanted.name)  # says which models there are, if not this one
+        client = connect(uri)
+        check_registered(client, wanted.name)
         aliases = _aliases(client, wanted.name)
         version = str(version_of(client, f"models:/{wanted.name}/{_chosen(wanted, aliases)}").version)
         champion = aliases.get(CHAMPION)
@@ -239,7 +238,7 @@ def roll_back(name: str, home: Path, uri: str) -> Promotion:
     """
     with reaching(uri), alone(home):
         client = connect(uri)
-        version_of(client, name)
+        check_registered(client, name)
         aliases = _aliases(client, name)
         previous, champion = aliases.get(PREVIOUS), aliases.get(CHAMPION)
         if previous is None:

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from jobs.console import RunView
 from jobs.home import home
 from jobs.journals import following
+from jobs.mlflow_client import check_uri
 from jobs.models import with_start
 from jobs.params import shown_params
 from jobs.record import OpenRecord, ended_by, open_record
@@ -38,8 +39,10 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 
 def tracking_uri(config: PipelineConfig | None = None) -> str:
-    """The configured MLflow URI, or the sqlite file under `home()`."""
+    """The configured MLflow URI, or the sqlite file under `home()`. Raises UsageError where no MLflow could be."""
     chosen = (config.tracking.uri if config else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    if chosen:
+        check_uri(chosen)
     return chosen or f"sqlite:///{(home() / 'mlflow.db').resolve()}"
 
 

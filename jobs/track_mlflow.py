@@ -52,7 +52,7 @@ def sync(home: Path, run: str, uri: str) -> Mirrored:
         from jobs.mlflow_runs import close, note, open_book, parent_status
         from jobs.mlflow_stages import mirror_stage
 
-        book = open_book(connect(uri), home, load(home, run))
+        book = open_book(connect(uri, create=True), home, load(home, run))
         for number, stage in enumerate(book.record.stages, 1):
             mirror_stage(book, number, stage)
         versions = register(book)

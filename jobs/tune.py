@@ -271,7 +271,7 @@ def _log(name: str, search: Search, trials: Sequence[Trial], uri: str) -> str:
 
     plan = fingerprint({"config": str(search.path), "overrides": list(search.overrides), "task": search.task})
     with reaching(uri), alone(home()):
-        client = connect(uri)
+        client = connect(uri, create=True)
         number = experiment_named(client, home(), name).experiment_id
         parent = client.create_run(number, tags={STAGE: "tune", PLAN: plan}, run_name=f"tune {search.task or name}")
         for trial in trials:

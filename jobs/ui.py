@@ -39,7 +39,7 @@ def serve_ui(home: Path, uri: str, host: str = "127.0.0.1", port: int = 5000) ->
         )
     require_free(host, port)
     with reaching(uri), alone(home):
-        connect(uri)  # makes a missing database before several threads of the server look for it
+        connect(uri, create=True)  # makes a missing database before several threads of the server look for it
     words, surroundings = command(home, uri, host, port), environment(uri)
     server = subprocess.Popen(words, env=surroundings, stdout=STDERR, start_new_session=True)  # noqa: S603 - our own words
     threading.Thread(target=_announce, args=(host, port), daemon=True).start()

@@ -61,7 +61,9 @@ def _lines() -> list[str]:
 
 
 def _given(texts: Sequence[str]) -> list[str]:
-    """Arguments of the command line, in which Python hides bytes that are no UTF-8."""
+    """Arguments of the command line, in which Python hides bytes that are no UTF-8. Raises UsageError for an option."""
+    if option := next((text for text in texts if text.startswith("--")), None):
+        raise UsageError(f"{option}: no such option. A text that begins with -- goes through a file or standard input")
     return [_decoded(text.encode(errors="surrogateescape"), f"text {n}") for n, text in enumerate(texts, 1)]
 
 

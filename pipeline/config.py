@@ -71,6 +71,7 @@ def schema(cls: type[Any]) -> dict[str, Any]:
     _describe(cls, document["$defs"], root)
     root["properties"]["extends"] = {
         "description": "Files to start from, relative to this one; a value here replaces theirs.",
+        "default": [],
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": document["$defs"]}
@@ -290,6 +291,8 @@ def _message(error: ErrorDetails, at: Path_, known: Sequence[str]) -> str:
             return f": unknown key. Did you mean `{near[0]}`?" if near else f": unknown key. Keys: {', '.join(known)}."
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return ": required, and not given"
+        case "dataclass_type":
+            return f"={error['input']!r}: must be a section of keys"
         case "value_error":
             return f": {error.get('ctx', {}).get('error')}"
         case _:

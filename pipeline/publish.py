@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ from pipeline.faults import fault_point
 MANIFEST = "manifest.json"
 SCHEMA = 1
 SCRATCH_PREFIX = ".tmp-"
+UMASK = os.umask(0o077)  # there is no way to ask without setting it
+os.umask(UMASK)
 WINDOW_BYTES = 32 << 20
 _ASIDE = re.compile(r"(.+)-[0-9a-f]{8}-old\d+")
 WRITTEN_AT_A_TIME = 16
@@ -74,8 +76,10 @@ def replacing(target: Path, prefix: str = SCRATCH_PREFIX) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def seal(folder: Path, names: Iterable[str], manifest: bytes) -> None:
-    """Bring the named files to the disk, and the manifest after them."""
+def seal(folder: Path, names: Collection[str], manifest: bytes) -> None:
+    """Bring the named files to the disk, and the manifest after them; others may read what they may by the umask."""
+    for name in names:  # safetensors gives what it writes to its writer alone
+        (folder / name).chmod(0o666 & ~UMASK)
     with ThreadPoolExecutor(WRITTEN_AT_A_TIME) as pool:
         list(pool.map(fsync, [folder / name for name in names]))
     fault_point("publish.manifest")

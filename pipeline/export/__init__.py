@@ -25,6 +25,7 @@ import torch
 from model import variants
 from model.config import ModelConfig
 from model.interchange import CALIBRATION, read_classifier
+from pipeline import publish
 from pipeline.errors import EnvironmentProblem, UsageError
 from pipeline.export._verify import Expected, Logits, compare
 from pipeline.export._verify import expected as expected
@@ -110,7 +111,12 @@ def calibrated(loaded: LoadedClassifier, tokenizer: Path, temperature: float) ->
 
 
 def read(folder: Path) -> Subject:
-    """The classifier of an export in a format of READABLE, or of a classifier artifact. Raises UsageError."""
+    """The classifier of an export in a format of READABLE, or of a classifier artifact.
+
+    Raises UsageError where there is none, and DamagedArtifact where a file has other bytes than its manifest says.
+    """
+    if publish.read_manifest(folder) is not None:
+        publish.verify(folder)
     try:
         if (folder / CONFIG).is_file():
             record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

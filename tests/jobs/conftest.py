@@ -78,7 +78,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if shared.name.startswith("popen-") else shared
     with FileLock(shared / "database.lock"):
-        connect(f"sqlite:///{shared}/template.db")
+        connect(f"sqlite:///{shared}/template.db", create=True)
     return shared / "template.db"
 
 

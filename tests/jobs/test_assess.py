@@ -16,7 +16,7 @@ from jobs.cli import app
 from jobs.labelled import Columns, read_labelled
 from pipeline import export
 from pipeline.classify import probabilities
-from pipeline.errors import DataError, EnvironmentProblem, UsageError
+from pipeline.errors import DamagedArtifact, DataError, EnvironmentProblem, UsageError
 from pipeline.stages.evaluate import Evaluate
 from pipeline.stages.export import Export, ExportConfig
 from pipeline.stages.labels import LabelsStage
@@ -115,6 +115,14 @@ def test_models_without_a_text_that_is_new_to_both_are_not_compared(
     other = evaluated_after(LabelsStage(config=replace(labels.config, path=str(swapped))), home)
     with pytest.raises(UsageError, match=r"has learned from all 60 texts .* --data FILE"):
         compared(model, other, None, home)
+
+
+def test_a_model_with_a_damaged_file_answers_nothing(model: str, data: Path, home: Path, tmp_path: Path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(DamagedArtifact, match=r"model\.safetensors: damaged"):
+        evaluated(str(copy), data, home)
 
 
 def test_rows_are_chosen_by_split_and_columns_by_name(model: str, data: Path, home: Path, tmp_path: Path):

@@ -78,7 +78,7 @@ def test_a_program_walks_from_the_alias_to_the_bytes_of_the_corpus_with_mlflow_a
 def test_every_stage_of_the_chain_is_told_without_the_artifacts(
     home: Path, uri: str, raw: Path, registered: Record
 ) -> None:
-    found = lineage("clf@candidate", home, uri).to_json()
+    found = lineage("clf@candidate", uri).to_json()
     assert (found["model"], found["version"], found["aliases"]) == ("clf", "1", ["candidate"])
     assert [stage["stage"] for stage in found["stages"]] == ["export", "pretrain", "corpus"]
     assert [s["key"] for s in found["stages"]] == [s.key for s in reversed(registered.stages)]
@@ -96,23 +96,23 @@ def test_every_stage_of_the_chain_is_told_without_the_artifacts(
 
 
 def test_the_chain_is_found_by_any_name_of_its_end(home: Path, uri: str, registered: Record) -> None:
-    by_alias = lineage("clf@candidate", home, uri)
+    by_alias = lineage("clf@candidate", uri)
     for name in ("clf", "clf/1", "models:/clf/1", "models:/clf@candidate"):
-        assert lineage(name, home, uri) == by_alias
+        assert lineage(name, uri) == by_alias
     export, pretrain, _ = by_alias.stages
     for name in (registered.run, str(export.run_id)):
-        assert lineage(name, home, uri).stages == by_alias.stages
-    assert [stage.stage for stage in lineage(str(pretrain.run_id), home, uri).stages] == ["pretrain", "corpus"]
+        assert lineage(name, uri).stages == by_alias.stages
+    assert [stage.stage for stage in lineage(str(pretrain.run_id), uri).stages] == ["pretrain", "corpus"]
     parent = next(run for run in connect(uri).search_runs(["1"]) if run.info.run_name == registered.run)
-    assert lineage(parent.info.run_id, home, uri).stages == by_alias.stages
+    assert lineage(parent.info.run_id, uri).stages == by_alias.stages
 
 
 def test_a_run_that_reused_everything_has_the_chain_of_those_that_made_it(home: Path, uri: str, run_toy: Run) -> None:
     first, second = (run_toy([Export(base=Pretrain(corpus=Corpus()))], plan=plan) for plan in ("one", "another"))
     sync(home, first.run, uri)
     sync(home, second.run, uri)
-    assert lineage(second.run, home, uri).stages == lineage(first.run, home, uri).stages
-    assert len(lineage(second.run, home, uri).stages) == 3
+    assert lineage(second.run, uri).stages == lineage(first.run, uri).stages
+    assert len(lineage(second.run, uri).stages) == 3
 
 
 def test_a_stage_that_no_run_shows_any_more_is_told_by_who_used_it(
@@ -121,7 +121,7 @@ def test_a_stage_that_no_run_shows_any_more_is_told_by_who_used_it(
     client = connect(uri)
     made = {run.info.run_name: run for run in client.search_runs(["1"])}
     client.delete_run(made["2-pretrain"].info.run_id)
-    found = lineage("clf", home, uri)
+    found = lineage("clf", uri)
     assert [(s.stage, s.run_id is None) for s in found.stages] == [("export", False), ("pretrain", True)]
     assert found.stages[1].key == registered.stage("pretrain").key
     print_lineage(found)
@@ -131,7 +131,7 @@ def test_a_stage_that_no_run_shows_any_more_is_told_by_who_used_it(
 def test_the_tree_leads_from_the_model_to_the_file(
     home: Path, uri: str, raw: Path, registered: Record, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_lineage(lineage("clf", home, uri))
+    print_lineage(lineage("clf", uri))
     title, *rows, source = capsys.readouterr().out.splitlines()
     assert title == "clf version 1 (candidate)"
     wanted = [("export", ""), ("pretrain", "base: "), ("corpus", "")]
@@ -164,7 +164,7 @@ def test_a_model_that_began_with_a_registered_one_leads_to_the_corpus_of_that(
 ) -> None:
     start = Start(folder=str(locate("clf", home, uri)))
     sync(home, run_toy([Export(base=start)], "another plan", "again").run, uri)
-    found = lineage("again", home, uri)
+    found = lineage("again", uri)
     assert [stage.stage for stage in found.stages] == ["export", "start", "export", "pretrain", "corpus"]
     assert found.stages[1].needs[0].key == registered.stage("export").key
     assert found.stages[1].inputs[Path(start.folder).name] == "e" * 32
@@ -188,14 +188,14 @@ def test_what_has_no_lineage_is_refused_in_words(home: Path, uri: str, registere
     client.create_registered_model("foreign")
     client.create_model_version("foreign", (home / "elsewhere").as_uri(), await_creation_for=0)
     with pytest.raises(UsageError, match=why):
-        lineage(name, home, uri)
+        lineage(name, uri)
 
 
 def test_a_run_that_is_none_of_a_pipeline_is_refused_in_words(home: Path, uri: str, registered: Record) -> None:
     del registered
     search = connect(uri).create_run("1", tags={"gristmill.stage": "tune"})
     with pytest.raises(UsageError, match=f"{search.info.run_id} is no run of a pipeline or stage"):
-        lineage(search.info.run_id, home, uri)
+        lineage(search.info.run_id, uri)
 
 
 VALUES = st.recursive(

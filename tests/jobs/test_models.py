@@ -94,7 +94,8 @@ class Graph(Stage[Path]):
 def test_a_graph_is_registered_and_found_as_a_stock_classifier_is(home: Path, uri: str) -> None:
     sync(home, run_in(home, [Graph(base=Pretrain(corpus=Corpus(), steps=2))], "plan", "clf").run, uri)
     folder = locate("clf", home, uri)
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.json", "tokenizer.json"}
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model.onnx", "model.json", "tokenizer.json", "manifest.json"}
     assert "onnxruntime==" in (folder.parents[1] / "requirements.txt").read_text()
 
 

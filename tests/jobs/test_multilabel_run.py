@@ -63,7 +63,7 @@ def test_a_run_tells_its_scores_and_its_model_is_promoted_and_found_by_name(
     [said] = predict("smoke", ["iron and apple"])
     assert said.keys() == {"text", "labels", "probabilities"}
     assert said["probabilities"].keys() == CLASSES.keys()
-    chain = lineage("smoke", home, uri).to_json()
+    chain = lineage("smoke", uri).to_json()
     assert chain["labels"]["uri"] == data.resolve().as_uri()
     found = compare_models("smoke", result["export_dir"], None, home=home, uri=uri, resamples=100)
     assert (found["delta"], found["accuracy_a"]) == (0, result["accuracy"])

@@ -130,6 +130,18 @@ def test_each_line_of_standard_input_has_its_answer(model: str, monkeypatch: pyt
     assert [row["text"] for row in predict(model, ["-"])] == ["the cat", "", "été"]
 
 
+def test_the_command_takes_a_hyphen_for_standard_input_and_a_wrong_option_for_no_text(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\nthe dog\n")))
+    for texts in (["-"], ["-5 degrees"]):
+        app(["predict", model, *texts, "--json"], exit_on_error=False, result_action="return_value")
+    lines, text = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert [row["text"] for row in (*lines, *text)] == ["the cat", "the dog", "-5 degrees"]
+    with pytest.raises(UsageError, match="--inptu: no such option"):
+        app(["predict", model, "--inptu", "x"], exit_on_error=False, result_action="return_value")
+
+
 def test_what_is_not_utf8_is_one_message(model: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n\xe9t\xe9\n")))
     with pytest.raises(DataError, match="standard input:2:1: invalid UTF-8 byte 0xe9"):

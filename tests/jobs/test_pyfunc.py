@@ -69,7 +69,6 @@ def test_a_packed_classifier_is_files_and_code_without_pickle(artifact: Path) ->
     packed = artifact.parent / "packed"
     names = {path.name for path in packed.rglob("*") if path.is_file()}
     assert {"MLmodel", "requirements.txt", "pyfunc_classifier.py", "model.safetensors"} <= names
-    assert "manifest.json" not in names
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]
     assert "python_model.pkl" not in (packed / "MLmodel").read_text()
     needs = (packed / "requirements.txt").read_text()

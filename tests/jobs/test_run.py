@@ -201,7 +201,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, inline: bool):
         (["plan", SMOKE, "--set", "init_from=''"], "init_from"),
         (["why", SMOKE, "pretrian"], "there are corpus, tokenizer"),
         (["compare", "a", "b", "--seed=-1"], "Must be >= 0"),
-        (["predict", "none", "text"], "none"),
+        (["predict", "none", "text"], "mlflow.db: no such MLflow database"),
         (["generate", "none", "text"], "none"),
         (["frobnicate"], "frobnicate"),
         (["config", "explain", "pretrain.lrr"], "pretrain.lr"),
@@ -293,7 +293,7 @@ finetune: {{epochs: 1, method: head}}
     )
     result = answer(gristmill(home, "run", str(config), "--json", "--inline"))
     assert result["model_uri"] == "models:/again/1"
-    chain = lineage("again", home, default_uri(home)).stages
+    chain = lineage("again", default_uri(home)).stages
     assert {"importmodel", "pretrain", "corpus"} <= {stage.kind for stage in chain}
     ours, start = (load_file(Path(run["export_dir"]) / "model.safetensors") for run in (result, first))
     body = [name for name in start if name.startswith("model.")]

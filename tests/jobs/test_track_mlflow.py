@@ -179,7 +179,7 @@ def test_a_run_that_only_names_an_artifact_is_not_taken_for_the_one_that_made_it
     other = client.create_run(client.create_experiment("toy", home.as_uri()), tags=tags)
     client.update_run(other.info.run_id, status)
     sync(home, run_toy(toy_with_export(), "another", "clf").run, uri)
-    assert [stage.stage for stage in lineage("clf", home, uri).stages] == ["export", "pretrain", "corpus"]
+    assert [stage.stage for stage in lineage("clf", uri).stages] == ["export", "pretrain", "corpus"]
 
 
 def test_a_stage_that_two_live_runs_need_is_shown_by_one(home: Path, uri: str) -> None:

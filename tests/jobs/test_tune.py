@@ -80,7 +80,7 @@ def test_a_search_finds_the_best_of_its_trials_shows_them_and_the_run_uses_what_
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{found['mlflow_run_id']}'")
     assert sorted(run.data.metrics["val/macro_f1"] for run in children) == pytest.approx(sorted(values))
     assert {run.data.params["finetune.lr"] for run in children} <= {"1e-05", "0.005"}
-    chain = lineage(after["run"], tmp_path, default_uri(tmp_path))
+    chain = lineage(after["run"], default_uri(tmp_path))
     assert {"finetune", "labels", "pretrain", "corpus"} <= {stage.kind for stage in chain.stages}
 
 

@@ -36,6 +36,14 @@ def test_a_file_is_digested_window_by_window(tmp_path: Path, monkeypatch: pytest
     assert publish.file_digest(tmp_path / "a") == blake3(data).hexdigest()
 
 
+def test_others_may_read_what_its_writer_kept_to_itself(tmp_path: Path):
+    with publish.publishing(tmp_path / "a", {}) as scratch:
+        (scratch / "weights").touch(mode=0o600)
+        (scratch / "usual").touch()
+    weights, usual = ((tmp_path / "a" / name).stat().st_mode for name in ("weights", "usual"))
+    assert weights == usual
+
+
 def test_a_block_that_raises_leaves_nothing(tmp_path: Path):
     def stop_half_way() -> None:
         with publish.publishing(tmp_path / "a", {}) as scratch:
