@@ -137,7 +137,7 @@ def compare_models(
     on_progress: Progress = silent,
 ) -> dict[str, Any]:
     """Two classifiers on the same labelled texts; without `data`, on the test split that `a` was evaluated on, less
-    the `left_out` texts that `b` has learned from.
+    the `left_out` texts that either has learned from.
 
     `delta` is the macro-F1 of `a` less that of `b`, `ci` its 95 % interval by paired bootstrap, and `p_value` is
     two-sided: twice the smaller share of the resamples in which the difference is on one side of 0, as
@@ -151,7 +151,7 @@ def compare_models(
     read = read_labelled(source, columns or Columns(), on_progress, multi_label=first.multi_label)
     n_found = len(read.texts)
     if data is None:
-        read = _new_to(second, read, home)
+        read = _new_to((first, second), read, home)
     ours, theirs = _on_common_ground(read, (first, second), on_progress)
     found = compare(ours, theirs, resamples=resamples, seed=seed)
     _, macro_f1_ci = intervals(ours, resamples=resamples, seed=seed)
@@ -189,13 +189,13 @@ def _test_texts(model: Model, home: Path) -> Path:
     return found
 
 
-def _new_to(model: Model, read: Labelled, home: Path) -> Labelled:
-    """The texts that a model has not learned from. Raises UsageError where it has from all of them."""
-    new = read.without(learned_from(model.folder, _store(home)))
+def _new_to(models: Sequence[Model], read: Labelled, home: Path) -> Labelled:
+    """The texts that no model has learned from. Raises UsageError where there are none."""
+    new = read.without({text for model in models for text in learned_from(model.folder, _store(home))})
     if not new.texts:
         raise UsageError(
-            f"{model.name} has learned from all {len(read.texts):,} texts that the other was tested on. Give labelled "
-            "texts that are new to both: --data FILE"
+            f"{' or '.join(model.name for model in models)} has learned from each of the {len(read.texts):,} texts "
+            "that the first was tested on. Give labelled texts that are new to both: --data FILE"
         )
     return new
 

@@ -110,7 +110,7 @@ def compare(
     * `gristmill compare quickstart@candidate quickstart@champion`
     * `gristmill compare models:/quickstart/3 models:/quickstart/2 --data new.jsonl --json`
 
-    Without `--data` it is on the test split of A, less what B has learned from, if its splits were others.
+    Without `--data` it is on the test split of A, less what either has learned from.
 
     The difference of macro-F1, A less B, comes with a 95 % interval by paired bootstrap: both models are scored on the
     same resampled texts. Its p-value is twice the smaller share of resamples in which the difference is on one side
@@ -181,7 +181,7 @@ def _print_scores(result: Mapping[str, Any]) -> None:
 
 
 def _print_comparison(result: Mapping[str, Any]) -> None:
-    left_out = f"; {result['left_out']:,} that B has learned from left out" if result["left_out"] else ""
+    left_out = f"; {result['left_out']:,} that A or B has learned from left out" if result["left_out"] else ""
     sys.stdout.write(f"On {result['n']:,} texts of {result['data']} ({result['split']}{left_out}):\n\n")
     sys.stdout.write("    accuracy  macro-F1\n")
     for side in ("a", "b"):

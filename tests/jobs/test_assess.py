@@ -113,7 +113,7 @@ def test_models_without_a_text_that_is_new_to_both_are_not_compared(
     swapped = tmp_path / "swapped.jsonl"
     swapped.write_text("".join(json.dumps({**row, "split": other_way[row["split"]]}) + "\n" for row in rows))
     other = evaluated_after(LabelsStage(config=replace(labels.config, path=str(swapped))), home)
-    with pytest.raises(UsageError, match=r"has learned from all 60 texts .* --data FILE"):
+    with pytest.raises(UsageError, match=r"has learned from each of the 60 texts .* --data FILE"):
         compared(model, other, None, home)
 
 
