@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import select
 import signal
 import sys
 from importlib.metadata import version
@@ -216,12 +217,15 @@ def main() -> int:
     logging.getLogger("gristmill").setLevel(logging.INFO)
     try:
         app(exit_on_error=False, print_error=True)
+        sys.stdout.flush()
     except CycloptsError:
         return 2
     except GristmillError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    except BrokenPipeError:  # nobody reads on, as of `| head -1`
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -234,6 +238,13 @@ def main() -> int:
         sys.stderr.write(f"{str(interrupt) or 'Interrupted. The same command goes on where it stopped.'}\n")
         return 130
     return 0
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads stdout on, as after `| head -1`. Another pipe that breaks is an error like any other."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ from pipeline.store import Store
 
 def tested_on(model: Path, store: Store) -> Path | None:
     """The predictions of an evaluation of the model in a folder, which hold its test texts and their classes."""
-    for evaluation in _evaluations(model, store):
-        if store.find("evaluate", evaluation.meta["key"]) is not None:
-            return store.open("evaluate", evaluation.meta["key"]) / "predictions.parquet"
-    return None
+    evaluation = next(_evaluations(model, store), None)
+    return evaluation and store.open("evaluate", evaluation.meta["key"]) / "predictions.parquet"
 
 
 def learned_from(model: Path, store: Store) -> set[str]:

@@ -74,7 +74,7 @@ def assemble(config: PipelineConfig) -> Graph:
     corpus = CorpusStage(config=config.corpus) if config.corpus else None
     if config.init_from is not None:
         tokenizer = ImportTokenizer(folder=config.init_from)
-        base = ImportModel(folder=config.init_from, model=shape(config), tokenizer=tokenizer)
+        base = ImportModel(folder=config.init_from, model=start(config, config.init_from), tokenizer=tokenizer)
     else:
         assert corpus is not None, "without a model to start from there is a corpus"
         tokenizer, base = TokenizerStage(config=config.tokenizer, corpus=corpus), None
@@ -114,24 +114,24 @@ def pretrain(
     )
 
 
-def shape(config: PipelineConfig, objective: str | None = None) -> ModelConfig:
-    """The model that an objective wants: whether it reads both ways, and the tokens it needs past the vocabulary.
-
-    Without an objective it is the one to start from.
-    """
-    wanted = pretraining(objective) if objective else None
-    extra_tokens = wanted.EXTRA_TOKENS if wanted else 0
+def shape(config: PipelineConfig, objective: str) -> ModelConfig:
+    """The model that an objective wants: whether it reads both ways, and the tokens it needs past the vocabulary."""
+    wanted = pretraining(objective)
     if config.init_from is None:
-        return config.model.resolve(config.tokenizer.vocab_size + extra_tokens, causal=wanted is None or wanted.CAUSAL)
-    start = model_config(config.init_from)
+        return config.model.resolve(config.tokenizer.vocab_size + wanted.EXTRA_TOKENS, causal=wanted.CAUSAL)
+    begun = start(config, config.init_from)
+    return replace(begun, vocab_size=begun.vocab_size + wanted.EXTRA_TOKENS, causal=wanted.CAUSAL)
+
+
+def start(config: PipelineConfig, folder: str) -> ModelConfig:
+    """The model to start from, with what its weights leave to the config."""
+    given, section = model_config(folder), config.model
     return replace(
-        start,
-        vocab_size=start.vocab_size + extra_tokens,
-        causal=wanted.CAUSAL if wanted else start.causal,
-        seq_len=min(start.seq_len, config.model.seq_len),
-        dropout=config.model.dropout,
-        sliding_window=config.model.sliding_window or start.sliding_window,
-        attention=config.model.attention,
+        given,
+        seq_len=min(given.seq_len, section.seq_len),
+        dropout=section.dropout,
+        sliding_window=section.sliding_window or given.sliding_window,
+        attention=section.attention,
     )
 
 

@@ -92,10 +92,13 @@ class Suspects:
 
     def _wholes(self, seen: Overlap, place: Place) -> Overlap:
         """With the texts that were too short to be checked: found where a document is the like of one."""
-        first = {alike(document): number for number, document in reversed(list(enumerate(place.read())))}
-        short = np.flatnonzero(~seen.checked)
+        short = {row: alike(self.texts[row]) for row in np.flatnonzero(~seen.checked).tolist()}
+        wanted, first = set(short.values()), dict[str, int]()
+        for number, document in enumerate(place.read() if wanted else ()):
+            if (like := alike(document)) in wanted:
+                first.setdefault(like, number)
         source = seen.source.copy()
-        source[short] = [first.get(alike(self.texts[row]), -1) for row in short.tolist()]
+        source[list(short)] = [first.get(like, -1) for like in short.values()]
         return Overlap(np.where(seen.checked, seen.coverage, (source >= 0).astype(float)), source)
 
     def _leak(self, seen: Overlap, place: Place) -> Leak:

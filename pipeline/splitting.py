@@ -116,8 +116,8 @@ def by_fractions(
     """Splits of about these fractions. A class too rare to have fallen to train goes there whole."""
     train, validation, _ = fractions
     split_of: dict[str, SplitName] = {}
-    for text, share in (_places(examples) if in_time_order else _drawn(examples, f"split {seed}")).items():
-        split_of[text] = "train" if share < train else "validation" if share < train + validation else "test"
+    for like, share in (_places(examples) if in_time_order else _drawn(examples, f"split {seed}")).items():
+        split_of[like] = "train" if share < train else "validation" if share < train + validation else "test"
     return _divide(examples, split_of)
 
 
@@ -132,33 +132,39 @@ def carve_validation(splits: Splits, fraction: float, seed: int, *, in_time_orde
         return splits
     shares = _drawn(train, f"validation {seed}")
     if in_time_order:
-        shares = {text: 1 - place for text, place in _places(train).items()}
-    carved = _divide(train, {text: "validation" if share <= fraction else "train" for text, share in shares.items()})
+        shares = {like: 1 - place for like, place in _places(train).items()}
+    carved = _divide(train, {like: "validation" if share <= fraction else "train" for like, share in shares.items()})
     if not carved["validation"] and (spare := _spare(train)):
-        lowest = min(shares[text] for text in spare)
-        carved = _divide(train, {text: "validation" if share == lowest else "train" for text, share in shares.items()})
+        lowest = min(shares[like] for like in spare)
+        carved = _divide(train, {like: "validation" if share == lowest else "train" for like, share in shares.items()})
     return {**carved, "test": splits["test"]}
 
 
 def _spare(examples: Sequence[Example]) -> list[str]:
-    """The texts whose classes other texts have too."""
-    texts: defaultdict[str, set[str]] = defaultdict(set)
-    for example in examples:
+    """What is alike of texts whose classes other texts have too."""
+    likes = [alike(example.text) for example in examples]
+    having: defaultdict[str, set[str]] = defaultdict(set)
+    for like, example in zip(likes, examples, strict=True):
         for name in example.classes:
-            texts[name].add(alike(example.text))
-    return [example.text for example in examples if all(len(texts[name]) > 1 for name in example.classes)]
+            having[name].add(like)
+    return [
+        like
+        for like, example in zip(likes, examples, strict=True)
+        if all(len(having[name]) > 1 for name in example.classes)
+    ]
 
 
 def _drawn(examples: Iterable[Example], purpose: str) -> dict[str, float]:
-    """A number in [0, 1) for each text, by the hash of the first, in order of characters, of those like it."""
-    groups: defaultdict[str, list[str]] = defaultdict(list)
+    """A number in [0, 1) for what is alike, by the hash of the first, in order of characters, of the texts that are."""
+    first: dict[str, str] = {}
     for text in {example.text for example in examples}:
-        groups[alike(text)].append(text)
-    return {text: share for texts in groups.values() for share in [unit_hash(min(texts), purpose)] for text in texts}
+        like = alike(text)
+        first[like] = min(text, first.get(like, text))
+    return {like: unit_hash(text, purpose) for like, text in first.items()}
 
 
 def _places(examples: Sequence[Example]) -> dict[str, float]:
-    """How far down the rows of its class each text, or one like it, first stands, in (0, 1).
+    """How far down the rows of its class a text first stands, in (0, 1), for what is alike of texts.
 
     Of all rows where a text may have several classes.
     """
@@ -168,7 +174,7 @@ def _places(examples: Sequence[Example]) -> dict[str, float]:
     for example, group in zip(examples, groups, strict=True):
         places.setdefault(alike(example.text), (before[group] + 0.5) / sizes[group])
         before[group] += 1
-    return {example.text: places[alike(example.text)] for example in examples}
+    return places
 
 
 def few_of_each(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
@@ -188,10 +194,11 @@ def few_of_each(examples: Sequence[Example], most: int, seed: int) -> list[Examp
 
 
 def _divide(examples: Sequence[Example], split_of: Mapping[str, SplitName]) -> Splits:
-    """Examples by the split of their text, after every text of a class that train would lack has gone to train."""
-    known = _classes(example for example in examples if split_of[example.text] == "train")
-    moved = {alike(example.text) for example in examples if not known.issuperset(example.classes)}
+    """Examples by the split of what is alike, after every text of a class that train would lack has gone to train."""
+    rows = [(alike(example.text), example) for example in examples]
+    known = _classes(example for like, example in rows if split_of[like] == "train")
+    moved = {like for like, example in rows if not known.issuperset(example.classes)}
     splits: Splits = {"train": [], "validation": [], "test": []}
-    for example in examples:
-        splits["train" if alike(example.text) in moved else split_of[example.text]].append(example)
+    for like, example in rows:
+        splits["train" if like in moved else split_of[like]].append(example)
     return splits

@@ -37,6 +37,7 @@ from pipeline.windows import Windows
 
 AUTO = "auto"
 HF_CONFIG = "config.json"
+CARD = "README.md"
 READABLE = ("hf", "onnx")
 """Formats that this package reads back, in the order of preference: a registered model begins with one of them."""
 
@@ -113,10 +114,12 @@ def calibrated(loaded: LoadedClassifier, tokenizer: Path, temperature: float) ->
 def read(folder: Path) -> Subject:
     """The classifier of an export in a format of READABLE, or of a classifier artifact.
 
-    Raises UsageError where there is none, and DamagedArtifact where a file has other bytes than its manifest says.
+    Raises UsageError where there is none, and DamagedArtifact where a file has other bytes than its manifest says, but
+    for the card, in which people write.
     """
-    if publish.read_manifest(folder) is not None:
-        publish.verify(folder)
+    if (manifest := publish.read_manifest(folder)) is not None:
+        for name in manifest.files.keys() - {CARD}:
+            publish.verify_file(folder, name, manifest, folder)
     try:
         if (folder / CONFIG).is_file():
             record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -97,11 +97,11 @@ class Export(Stage[ExportFolder]):
         wanted = export.expected(loaded, self._texts(ctx, loaded.model.cfg.seq_len), temperature)
         gaps = self._write(ctx.out, formats, export.calibrated(loaded, files.path / TOKENIZER, temperature), wanted)
         facts = self._facts(ctx, loaded, formats, temperature, len(wanted.texts))
-        (ctx.out / "README.md").write_text(model_card(scores, facts), encoding="utf-8")
+        (ctx.out / export.CARD).write_text(model_card(scores, facts), encoding="utf-8")
         ctx.notes["metrics"] = {"export/logit_difference": max(gaps.values())}
         ctx.notes["headline"] = ", ".join(f"{who} gives our logits within {gap:.0e}" for who, gap in gaps.items())
         ctx.notes["model"] = {"role": "classifier"}
-        ctx.notes["files"] = ["README.md"]
+        ctx.notes["files"] = [export.CARD]
 
     def _texts(self, ctx: Context, seq_len: int) -> list[str]:
         texts = ctx.open(self.labels).split("test").texts

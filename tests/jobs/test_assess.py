@@ -119,6 +119,8 @@ def test_models_without_a_text_that_is_new_to_both_are_not_compared(
 
 def test_a_model_with_a_damaged_file_answers_nothing(model: str, data: Path, home: Path, tmp_path: Path):
     copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / "README.md").write_text("A card that somebody wrote.")
+    assert evaluated(str(copy), data, home)["n"] == 60
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(DamagedArtifact, match=r"model\.safetensors: damaged"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import cli
 from jobs.home import home
 from jobs.mlflow_client import connect, reaching
 from jobs.models import check_registered, locate
@@ -16,8 +17,9 @@ from pipeline.errors import EnvironmentProblem, UsageError
 from tests.jobs.mlflow_seen import default_uri
 
 
-def test_a_reader_that_has_gone_ends_a_command_without_a_word():
-    command = [sys.executable, "-m", "jobs.cli", "config", "schema"]
+@pytest.mark.parametrize("words", [["config", "schema"], ["config", "explain", "seed"]], ids=["much", "little"])
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(words: list[str]):
+    command = [sys.executable, "-m", "jobs.cli", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
     assert process.stdout is not None
     process.stdout.close()
@@ -25,6 +27,15 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word():
     assert process.stderr.read() == b""
     assert process.wait() == 141
     process.stderr.close()
+
+
+def test_another_pipe_that_breaks_is_no_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch):
+    def breaks(**_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "app", breaks)
+    with pytest.raises(BrokenPipeError):
+        cli.main()
 
 
 @pytest.mark.parametrize("below", ["", "runs/deep"])
