@@ -27,7 +27,8 @@ from jobs.search_space import OneOf, Space, parse, usual
 from pipeline.assemble import Branch, Classifier
 from pipeline.errors import EnvironmentProblem, GristmillError, StageFailed, UsageError
 from pipeline.identity import fingerprint
-from pipeline.runner import Built, build, submit_here
+from pipeline.runner import Built, build, submit_here, topological
+from pipeline.stage import Stage
 from pipeline.stages.labels import Labels
 from pipeline.store import Store
 
@@ -94,7 +95,7 @@ def tune(
     address = opened.config.cluster.address or os.environ.get("RAY_ADDRESS")
     options = RayOptions(home=opened.store.home, cpus=all_cpus, address=address)
     with on_ray(options) as submit:
-        for event in build([branch.labels, *branch.finetune.inputs.values()], opened.store, submit, cpus=all_cpus):
+        for event in build(_shared(branch), opened.store, submit, cpus=all_cpus):
             if not isinstance(event, Built):
                 say(f"building {event.stage.name}")
                 continue
@@ -147,6 +148,11 @@ def _classifier(search: Search, settings: Mapping[str, Any]) -> Classifier | Non
     """None where the settings are refused: their trials will fail, and say why."""
     with suppress(UsageError):
         return search.branch(settings).classifier
+
+
+def _shared(branch: Branch) -> list[Stage[Any]]:
+    """What no trial needs to make anew: all that comes before the network."""
+    return [stage for stage in topological([branch.classifier]) if stage not in (branch.finetune, branch.classifier)]
 
 
 def _check_validation(labels: Labels) -> None:

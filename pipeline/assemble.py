@@ -8,6 +8,7 @@ from model.config import ModelConfig
 from model.objectives import pretraining
 from pipeline.pipeline_config import PipelineConfig, TaskConfig
 from pipeline.stage import Stage
+from pipeline.stages.blend import BlendStage
 from pipeline.stages.corpus import CorpusStage
 from pipeline.stages.evaluate import Evaluate
 from pipeline.stages.export import Export
@@ -22,7 +23,7 @@ from pipeline.stages.tokenizer import TokenizerStage
 
 Base = Pretrain | ImportModel
 """What makes a language model, and says with what shape and tokenizer."""
-Classifier = Finetune | NGramsStage
+Classifier = Finetune | BlendStage
 """What makes a classifier: a network, or one that reads n-grams besides."""
 
 
@@ -40,14 +41,15 @@ class Branch:
 
     @property
     def finetune(self) -> Finetune:
-        return network(self.classifier)
+        return self.classifier.network if isinstance(self.classifier, BlendStage) else self.classifier
 
     @property
     def stages(self) -> list[Stage[Any]]:
         """All of them, in the order of the pipeline."""
-        made: list[Stage[Any]] = [self.labels, self.adapted]
+        ngrams = [self.classifier.ngrams] if isinstance(self.classifier, BlendStage) else []
+        made: list[Stage[Any]] = [self.labels, *ngrams, self.adapted]
         for classifier in (self.classifier, *self.rivals):
-            made += [classifier] if classifier == network(classifier) else [network(classifier), classifier]
+            made += [classifier] if isinstance(classifier, Finetune) else [classifier.network, classifier]
         return [*made, self.evaluate, *([self.export] if self.export else [])]
 
 
@@ -177,18 +179,16 @@ def reading_ngrams(name: str, task: TaskConfig, finetune: Finetune) -> Classifie
     """Wire n-grams beside a network, if the task wants them."""
     if task.ngrams is None:
         return finetune
-    return NGramsStage(
+    ngrams = NGramsStage(
         config=task.ngrams,
-        classifier=finetune,
+        tokenizer=finetune.tokenizer,
         labels=finetune.labels,
-        label=finetune.label,
+        seq_len=finetune.shape.seq_len,
+        reading=finetune.config.reading,
+        label=name,
         section=of_task(name, "ngrams"),
     )
-
-
-def network(classifier: Classifier) -> Finetune:
-    """The network of a classifier, which may be all of it."""
-    return classifier.classifier if isinstance(classifier, NGramsStage) else classifier
+    return BlendStage(network=finetune, ngrams=ngrams, labels=finetune.labels, label=finetune.label)
 
 
 def adapt(config: PipelineConfig, name: str, training: PretrainConfig, labels: LabelsStage, base: Base) -> Pretrain:

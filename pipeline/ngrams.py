@@ -1,30 +1,24 @@
-"""Learning what n-grams say of a label, and how much it counts beside what a network says."""
+"""Learning what n-grams say of a label."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
-from scipy.optimize import minimize
+from jaxtyping import Float32
 from scipy.sparse import csr_matrix, diags, hstack, vstack
-from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from torch.func import functional_call
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from model.blend import Blend
 from model.ngrams import Bag, NGrams
-from pipeline.targets import Probabilities, Targets, is_multi_label, members
-from pipeline.windows import mean_over_windows
+from pipeline.targets import Targets, members
 
-Logits = Float[np.ndarray, "n n_labels"]
+Table = Float32[np.ndarray, "buckets n_labels"]
+"""What every row of all bags says of each class."""
 Features = Any
 """A scipy.sparse.csr_matrix, float64 [documents, buckets]; its type stubs are too vague to help."""
 
 TOKENS_AT_ONCE = 2**18
-NOT_NEGATIVE, SHARES = (0, None), (-5, 5)
 
 
 def features(ngrams: NGrams, documents: Sequence[np.ndarray]) -> Features:
@@ -54,7 +48,7 @@ def _weighed(bag: Bag, symbols: Tensor, document: Tensor, n_documents: int) -> F
     return csr_matrix((weights / scale[rows], (rows, columns)), (len(held), len(bag.table)))
 
 
-def fill(ngrams: NGrams, table: Float32[np.ndarray, "buckets n_labels"]) -> None:
+def fill(ngrams: NGrams, table: Table) -> None:
     """Give each bag its part of what was learned of all."""
     with torch.no_grad():
         for bag, part in zip(ngrams.bags, np.split(table, len(ngrams.bags)), strict=True):
@@ -62,13 +56,18 @@ def fill(ngrams: NGrams, table: Float32[np.ndarray, "buckets n_labels"]) -> None
 
 
 def learned_table(
-    known: Features, targets: Targets, n_labels: int, strength: float, weights: Float32[np.ndarray, " n"] | None = None
-) -> Float32[np.ndarray, "buckets n_labels"]:
+    known: Features,
+    targets: Targets,
+    n_labels: int,
+    strength: float,
+    weights: Float32[np.ndarray, " n"] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Table:
     """A logistic regression of each class against the rest, with the inverse regularisation `strength`.
 
     A class counts as much as its absence, and a row of the table may say the more, the fewer texts have it: only the
     regularisation feels that. A class with nothing to learn adds nothing. liblinear's dual solver is the fastest here,
-    and its seed makes it the same every time.
+    and its seed makes it the same every time. `on_progress` hears how many classes are done.
     """
     n_texts, n_buckets = known.shape
     rarity = np.log((1 + n_texts) / (1 + np.bincount(known.indices, minlength=n_buckets))) + 1
@@ -86,68 +85,6 @@ def learned_table(
     for label, answers in enumerate(members(targets, n_labels).T):
         if answers.any() and not answers.all():
             table[:, label] = solver.fit(scaled, answers, sample_weight=weights).coef_[0] * rarity
+        if on_progress:
+            on_progress(label + 1, n_labels)
     return table
-
-
-def fit(blend: Blend, targets: Targets, deep: Logits, wide: Logits, counts: Sequence[int]) -> None:
-    """Give a blend the weights of the lowest log loss of some texts, given the logits of their windows (float64).
-
-    The best single sum comes first, a convex problem in two numbers. A normal prior of variance 1/2 around it keeps a
-    mixture near where there are few texts; in halves of the validation texts of six tasks, and in a hundred of them,
-    it foretold the others better than the single sum did, and than a mixture without it.
-    """
-    multi_label = is_multi_label(targets)
-    logits, truth = (torch.from_numpy(deep), torch.from_numpy(wide)), torch.from_numpy(targets)
-
-    def loss(weights: Tensor) -> Tensor:
-        """Of [4] by component, and the first one's log odds."""
-        parts = {"by": weights[:4].view(2, 2), "share": weights[4], "scale": weights.new_ones(())}
-        mixed = functional_call(blend, parts, logits, {"multi_label": multi_label})
-        return log_loss(truth, mean_over_windows(mixed, counts))
-
-    def twice(sum_: Tensor) -> Tensor:
-        return torch.cat([sum_, sum_, sum_.new_zeros(1)])
-
-    start = _lowest(lambda sum_: loss(twice(sum_)), torch.full((2,), 0.5).double(), [NOT_NEGATIVE] * 2)[1]
-    one = twice(start)
-    apart = one * torch.tensor([2, 0, 0, 2, 1])
-    flatter = one * torch.tensor([1.3, 1.3, 0.5, 0.5, 1]) + torch.tensor([0, 0, 0, 0, 1])
-    bounds = [*[NOT_NEGATIVE] * 4, SHARES]
-    found = [
-        _lowest(lambda weights: loss(weights) + (weights - one).square().sum() / truth.numel(), begin, bounds)
-        for begin in (one, apart, flatter)
-    ]
-    best = min(found, key=lambda each: each[0])[1].float().round(decimals=4)  # past that, threads add up differently
-    with torch.no_grad():
-        blend.by.copy_(best[:4].view(2, 2))
-        blend.share.copy_(best[4])
-
-
-def _lowest(
-    loss: Callable[[Tensor], Tensor], begin: Tensor, bounds: Sequence[tuple[float | None, float | None]]
-) -> tuple[float, Tensor]:
-    """The lowest loss that L-BFGS-B finds from there, and where."""
-
-    def with_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = torch.from_numpy(values).requires_grad_()
-        value = loss(weights)
-        [gradient] = torch.autograd.grad(value, weights)
-        return value.item(), gradient.numpy()
-
-    found = minimize(with_gradient, begin.numpy(), jac=True, method="L-BFGS-B", bounds=bounds)
-    return float(found.fun), torch.from_numpy(found.x)
-
-
-def log_loss(targets: Tensor, logits: Tensor) -> Tensor:
-    """Nats a text; where a text may have several classes, nats a text and class."""
-    if is_multi_label(targets.numpy()):
-        return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
-    return cross_entropy(logits, targets)
-
-
-def logits_of(probabilities: Probabilities, *, multi_label: bool) -> Logits:
-    """What gives these probabilities; of classes that exclude each other, up to a constant a text."""
-    exact = probabilities.astype(np.float64)
-    if multi_label:
-        return logit(np.clip(exact, np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg))
-    return np.log(np.maximum(exact, np.finfo(np.float32).tiny))

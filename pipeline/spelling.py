@@ -1,11 +1,14 @@
 """The bytes that tokens stand for, whatever the vocabulary, so that n-grams of bytes can be read off token ids."""
 
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from model.ngrams import NGrams
 
 MOST_BYTES = 16
 """Of a token that are read; no token of our own vocabularies has more."""
@@ -18,6 +21,12 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTES = _byte_alphabet()
+
+
+def blank_ngrams(shape: Mapping[str, int], n_labels: int, tokenizer: Tokenizer, n_tokens: int) -> NGrams:
+    """N-grams of a tokenizer's tokens, and of their bytes, that say nothing yet; `shape` is as of `NGrams.shape`."""
+    spelling = spelled(tokenizer, n_tokens) if shape["bytes"] else None
+    return NGrams(n_labels, shape["order"], shape["buckets"], spelling, shape["bytes"])
 
 
 def spelled(tokenizer: Tokenizer, n_tokens: int) -> Tensor:

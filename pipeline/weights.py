@@ -19,7 +19,7 @@ from model.interchange import read_safetensors
 from model.ngrams import NGrams
 from pipeline.errors import DataError, UsageError
 from pipeline.identity import canonical
-from pipeline.spelling import spelled
+from pipeline.spelling import blank_ngrams
 from pipeline.targets import Probabilities
 from pipeline.tokens import load_tokenizer
 from pipeline.windows import ONE_WINDOW, Windows
@@ -46,11 +46,6 @@ class LoadedClassifier:
     tokenizer: Tokenizer
     labels: list[str]
     windows: Windows = ONE_WINDOW
-
-    @property
-    def spelling(self) -> Tensor:
-        """The bytes of each token, as `NGrams` takes them."""
-        return spelled(self.tokenizer, self.model.cfg.vocab_size)
 
     @property
     def multi_label(self) -> bool:
@@ -97,8 +92,7 @@ class ClassifierFiles:
         wide = record["ngrams"]
         if wide.get("counts") != COUNTS:
             raise UsageError(f"{self.path} is of a gristmill that counted n-grams otherwise; run its pipeline again")
-        spelling = spelled(tokenizer, record["model"]["vocab_size"]) if wide["bytes"] else None
-        return NGrams(len(record["labels"]), wide["order"], wide["buckets"], spelling, wide["bytes"])
+        return blank_ngrams(wide, len(record["labels"]), tokenizer, record["model"]["vocab_size"])
 
 
 def read_body(folder: Path, cfg: ModelConfig) -> LanguageModel:

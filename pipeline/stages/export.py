@@ -12,10 +12,10 @@ from pipeline.ancestry import Link, chain
 from pipeline.export import AUTO, READABLE
 from pipeline.model_card import ModelFacts, model_card
 from pipeline.stage import Context, Stage
+from pipeline.stages.blend import BlendStage
 from pipeline.stages.evaluate import Evaluation
 from pipeline.stages.finetune import Finetune
 from pipeline.stages.labels import Labels
-from pipeline.stages.ngrams import NGramsStage
 from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier
 
 
@@ -83,8 +83,8 @@ class Export(Stage[ExportFolder]):
 
     def _foreseen_formats(self) -> list[str]:
         """What will be written, as far as the settings say. Raises UsageError for what cannot be."""
-        ngrams = isinstance(self.classifier, NGramsStage)
-        network = self.classifier.classifier if isinstance(self.classifier, NGramsStage) else self.classifier
+        ngrams = isinstance(self.classifier, BlendStage)
+        network = self.classifier.network if isinstance(self.classifier, BlendStage) else self.classifier
         if not isinstance(network, Finetune):
             return []
         return export.choose(self.config.formats, network.shape, network.config.pooling, ngrams=ngrams)

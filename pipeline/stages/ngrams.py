@@ -1,32 +1,34 @@
-"""N-grams beside the network: a linear model of the same tokens has its say in a fine-tuned classifier."""
+"""What n-grams say of a label by themselves: a linear model of the tokens that a network reads, and of their bytes."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
-from jaxtyping import Float32
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
-from model.blend import Blend
 from model.ngrams import FEWEST_BYTES, NGrams
-from pipeline.classify import document_probabilities, tokenize_windows
+from pipeline.classify import tokenize_windows
 from pipeline.errors import UsageError
 from pipeline.identity import added
-from pipeline.metrics import validated
-from pipeline.ngrams import features, fill, fit, learned_table, logits_of
+from pipeline.ngrams import Table, features, learned_table
+from pipeline.spelling import blank_ngrams
 from pipeline.splitting import LabelledSplit
 from pipeline.stage import Context, Resources, Stage
-from pipeline.stages.finetune import Finetune
 from pipeline.stages.labels import Labels
+from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.targets import Targets
-from pipeline.weights import TOKENIZER, ClassifierFiles, LoadedClassifier, write_classifier
-from pipeline.windows import loss_weights, mean_over_windows
+from pipeline.windows import Windows, loss_weights
 
 MOST_TOKENS = 2**22
 """So many of the training texts' tokens are learned from, each of which brings some twenty n-grams into memory."""
+TABLES, SHAPE = "tables.safetensors", "ngrams.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,68 +49,73 @@ class NGramsConfig:
             raise ValueError(f"bytes={self.bytes} must be 0, or {FEWEST_BYTES} or more")
 
 
-@dataclass(frozen=True, kw_only=True)
-class NGramsStage(Stage[ClassifierFiles]):
-    """Makes of a classifier one that reads n-grams too (wide and deep, arXiv:1606.07792).
+@dataclass(frozen=True)
+class LearnedNGrams:
+    path: Path
 
-    They learn from the training texts; how much they count beside the network, the new validation texts say. Then they
-    learn from both, as a linear classifier by itself would. What was said before that of the validation texts is kept:
-    only by it can one tell how sure the classifier may be.
+    @property
+    def shape(self) -> dict[str, int]:
+        """As of `NGrams.shape`."""
+        return json.loads((self.path / SHAPE).read_text())
+
+    def tables(self) -> tuple[Table, Table]:
+        """What the training texts say, and what the validation texts say as well."""
+        tables = load_file(self.path / TABLES)
+        return tables["train"], tables["train_validation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGramsStage(Stage[LearnedNGrams]):
+    """Learns from the training texts, and then from these and the validation texts, as a linear classifier would.
+
+    It reads the windows of `seq_len` tokens that the network beside it does, but knows nothing of that network: all
+    seeds of one, and all trials of a search, share what was learned here.
     """
 
-    VERSION = 5
+    VERSION = 6
     config: NGramsConfig
-    classifier: Finetune
+    tokenizer: Stage[TokenizerFile]
     labels: Stage[Labels]
+    seq_len: int
+    reading: Windows
 
     @property
     def resources(self) -> Resources:
         return Resources(cpus=0)
 
-    def load(self, path: Path) -> ClassifierFiles:
-        return ClassifierFiles(path)
+    def load(self, path: Path) -> LearnedNGrams:
+        return LearnedNGrams(path)
 
     def run(self, ctx: Context) -> None:
         torch.set_num_threads(ctx.cpus)
-        labels, files = ctx.open(self.labels), ctx.open(self.classifier)
-        loaded = files.load()
-        model = loaded.model
-        known, asked = (Read.of(loaded, split) for split in (labels.split("train"), labels.new_validation()))
-        if not asked.texts:
+        labels, tokenizer = ctx.open(self.labels), ctx.open(self.tokenizer).load()
+        if not labels.new_validation().texts:
             raise UsageError(
                 "ngrams: there are no validation texts to say how much n-grams count beside the network; "
                 "set labels.validation_fraction above 0 and give each class two texts or more, or set ngrams to null"
             )
-        network = logits_of(document_probabilities(model, asked.alone), multi_label=labels.multi_label)
-        spelling = loaded.spelling if self.config.bytes else None
-        model.ngrams = NGrams(len(labels.names), self.config.order, self.config.buckets, spelling, self.config.bytes)
-        table = self._table(model.ngrams, known)
-        fit(model.ngrams.blend, asked.targets, network, features(model.ngrams, asked.windows) @ table, asked.counts)
-        fill(model.ngrams, table)
-        held_out = document_probabilities(model, asked.texts)
-        fill(model.ngrams, self._table(model.ngrams, known.and_(Read.of(loaded, labels.split("validation")))))
-        write_classifier(
-            ctx.out,
-            dict(model.named_parameters()),
-            model.cfg,
-            labels.names,
-            model.head.pooling,
-            files.path / TOKENIZER,
-            loaded.windows,
-            multi_label=labels.multi_label,
-            ngrams=model.ngrams,
-            held_out=held_out,
-        )
-        before = model.probabilities(mean_over_windows(torch.from_numpy(network), asked.counts)).numpy()
-        _note(ctx, model.ngrams.blend, *(validated(asked.targets, said) for said in (before, held_out)))
+        cfg, progress = self.config, partial(ctx.tracker.progress, text="classes learned")
+        shape = {"order": cfg.order, "buckets": cfg.buckets, "bytes": cfg.bytes}
+        ngrams = blank_ngrams(shape, len(labels.names), tokenizer, max(tokenizer.get_vocab().values()) + 1)
+        train, validation = (self._read(tokenizer, labels.split(split)) for split in ("train", "validation"))
+        tables = {
+            "train": self._table(ngrams, train, lambda done, n: progress(done, 2 * n)),
+            "train_validation": self._table(ngrams, train.and_(validation), lambda done, n: progress(n + done, 2 * n)),
+        }
+        save_file(tables, ctx.out / TABLES)
+        (ctx.out / SHAPE).write_text(json.dumps(shape) + "\n")
+        ctx.notes["headline"] = f"{len(train.texts) + len(validation.texts):,} texts, {len(labels.names)} classes"
         ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
 
-    def _table(self, ngrams: NGrams, read: "Read") -> Float32[np.ndarray, "buckets n_labels"]:
+    def _read(self, tokenizer: Tokenizer, split: LabelledSplit) -> "Read":
+        return Read(tokenize_windows(tokenizer, split.texts, self.seq_len, self.reading), split.targets)
+
+    def _table(self, ngrams: NGrams, read: "Read", on_progress: Callable[[int, int], None]) -> Table:
         """What n-grams say of the labels of some texts."""
         known = read.thinned(MOST_TOKENS)
-        targets = np.repeat(known.targets, known.counts, axis=0)
+        targets, weights = np.repeat(known.targets, known.counts, axis=0), loss_weights(known.counts)
         n_labels, strength = ngrams.tokens.table.shape[1], self.config.strength
-        return learned_table(features(ngrams, known.windows), targets, n_labels, strength, loss_weights(known.counts))
+        return learned_table(features(ngrams, known.windows), targets, n_labels, strength, weights, on_progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,12 +124,6 @@ class Read:
 
     texts: list[list[np.ndarray]]
     targets: Targets
-
-    @classmethod
-    def of(cls, loaded: LoadedClassifier, split: LabelledSplit) -> "Read":
-        return cls(
-            tokenize_windows(loaded.tokenizer, split.texts, loaded.model.cfg.seq_len, loaded.windows), split.targets
-        )
 
     def and_(self, others: "Read") -> "Read":
         """These texts and, behind them, others."""
@@ -139,26 +140,6 @@ class Read:
         return [window for text in self.texts for window in text]
 
     @property
-    def alone(self) -> list[list[np.ndarray]]:
-        """Each window as if it were a text."""
-        return [[window] for window in self.windows]
-
-    @property
     def counts(self) -> list[int]:
         """Windows of each text."""
         return [len(text) for text in self.texts]
-
-
-def _note(ctx: Context, blend: Blend, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-    ctx.notes["metrics"] = {
-        **{f"val/{name}": value for name, value in after.items()},
-        **{f"val/network_{name}": value for name, value in before.items()},
-        **{f"ngrams/deep_{n}": by[0].item() for n, by in enumerate(blend.by, 1)},
-        **{f"ngrams/wide_{n}": by[1].item() for n, by in enumerate(blend.by, 1)},
-        "ngrams/share_1": blend.share.sigmoid().item(),
-    }
-    ctx.notes["headline"] = (
-        f"validation macro-F1 {before['macro_f1']:.3f} -> {after['macro_f1']:.3f}, "
-        f"log loss {before['log_loss']:.3f} -> {after['log_loss']:.3f}"
-    )
-    ctx.notes["model"] = {"role": "classifier-weights"}

@@ -13,8 +13,10 @@ from pipeline.config import load
 from pipeline.errors import UsageError
 from pipeline.pipeline_config import PipelineConfig
 from pipeline.runner import topological
+from pipeline.stages.blend import BlendStage
 from pipeline.stages.ngrams import NGramsConfig, NGramsStage
 from pipeline.stages.pretrain import Pretrain
+from pipeline.windows import Windows
 
 TWO_TASKS = """
 extends: SMOKE
@@ -80,7 +82,7 @@ def test_a_task_goes_without_a_section_of_the_pipeline_by_null(tmp_path: Path):
     assert plain.classifier == plain.finetune
     assert (other.adapted.base, other.classifier) == (
         made.trunk[-1],
-        replace(other.classifier, classifier=other.finetune),
+        replace(other.classifier, network=other.finetune),
     )
 
 
@@ -155,27 +157,32 @@ def test_a_wrong_task_is_named_where_it_stands(tmp_path: Path, text: str, told: 
 
 
 def test_ngrams_stand_beside_every_network_of_a_task_that_wants_them(tmp_path: Path):
-    made = graph(tmp_path, TWO_TASKS, "tasks.other.ngrams.order=2", "evaluate.seeds=2", "evaluate.random_init=true")
+    windows = ("tasks.other.finetune.windows=3", "tasks.other.finetune.window_overlap=4")
+    rivals = ("evaluate.seeds=2", "evaluate.random_init=true")
+    made = graph(tmp_path, TWO_TASKS, "tasks.other.ngrams.order=2", *windows, *rivals)
     plain, other = made.branches["plain"], made.branches["other"]
     assert plain.classifier == plain.finetune
     assert plain.evaluate.classifier == plain.finetune
-    assert other.classifier == NGramsStage(
+    ngrams = NGramsStage(
         config=NGramsConfig(order=2),
-        classifier=other.finetune,
+        tokenizer=other.finetune.tokenizer,
         labels=other.labels,
+        seq_len=32,
+        reading=Windows(3, 4),
         label="other",
         section="tasks.other.ngrams",
     )
+    assert other.classifier == BlendStage(network=other.finetune, ngrams=ngrams, labels=other.labels, label="other")
     assert other.export
     assert other.export.classifier == other.evaluate.classifier == other.classifier
-    names = ["finetune-other", "ngrams-other", "finetune-other-seed-1", "ngrams-other-seed-1"]
-    names += ["finetune-other-random-init", "ngrams-other-random-init"]
-    assert [stage.name for stage in other.stages if stage.kind in ("finetune", "ngrams")] == names
-    assert [stage.name for stage in other.evaluate.repeats] == ["ngrams-other-seed-1"]
-    assert other.evaluate.random_init
-    assert other.evaluate.random_init.name == "ngrams-other-random-init"
+    names = ["ngrams-other", "finetune-other", "blend-other", "finetune-other-seed-1", "blend-other-seed-1"]
+    names += ["finetune-other-random-init", "blend-other-random-init"]
+    assert [stage.name for stage in other.stages if stage.kind in ("finetune", "ngrams", "blend")] == names
+    beside = [stage for stage in (*other.evaluate.repeats, other.evaluate.random_init) if isinstance(stage, BlendStage)]
+    assert [stage.name for stage in beside] == ["blend-other-seed-1", "blend-other-random-init"]
+    assert all(stage.ngrams == ngrams for stage in beside), "learned once for all"
     shared = graph(tmp_path, TWO_TASKS + "ngrams: {order: 1}", "tasks.other.ngrams.buckets=9")
-    assert [branch.classifier.config for branch in shared.branches.values()] == [
+    assert [branch.stages[1].config for branch in shared.branches.values()] == [
         NGramsConfig(order=1),
         NGramsConfig(order=1, buckets=9),
     ]
