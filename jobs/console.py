@@ -58,7 +58,7 @@ class RunView:
         mark = ("built ", "green") if event.status == "built" else ("reused", "cyan")
         seconds = f"{event.seconds:6.1f} s" if event.status == "built" else " " * 8
         key = (event.key[:8], "dim")
-        line = Text.assemble(mark, f" {event.stage.name:<20} {seconds}  ", key, f"  {headline(event.notes)}")
+        line = Text.assemble(mark, f" {event.stage.name:<22} {seconds}  ", key, f"  {headline(event.notes)}")
         self._console.print(line, soft_wrap=True)
 
     def _render(self) -> Group:
@@ -69,7 +69,7 @@ class RunView:
 
     def _progress_line(self, event: Started, start: float) -> str:
         elapsed = time.monotonic() - start
-        line = f"…      {event.stage.name:<20} {elapsed:6.1f} s"
+        line = f"…      {event.stage.name:<22} {elapsed:6.1f} s"
         journal = self._store.journal(event.stage.kind, event.key)
         seen = read_progress(journal)
         if not seen or not seen["total"]:

@@ -8,6 +8,7 @@ from model.config import ModelConfig
 from model.objectives import pretraining
 from pipeline.pipeline_config import PipelineConfig, TaskConfig
 from pipeline.stage import Stage
+from pipeline.stages.baseline import Baseline
 from pipeline.stages.blend import BlendStage
 from pipeline.stages.corpus import CorpusStage
 from pipeline.stages.evaluate import Evaluate
@@ -47,7 +48,7 @@ class Branch:
     def stages(self) -> list[Stage[Any]]:
         """All of them, in the order of the pipeline."""
         ngrams = [self.classifier.ngrams] if isinstance(self.classifier, BlendStage) else []
-        made: list[Stage[Any]] = [self.labels, *ngrams, self.adapted]
+        made: list[Stage[Any]] = [self.labels, *self.evaluate.baselines, *ngrams, self.adapted]
         for classifier in (self.classifier, *self.rivals):
             made += [classifier] if isinstance(classifier, Finetune) else [classifier.network, classifier]
         return [*made, self.evaluate, *([self.export] if self.export else [])]
@@ -158,6 +159,9 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
     )
     from_random = reading_ngrams(name, task, replace(finetune, base=None, label=joined(name, "random-init")))
     random_init = from_random if config.evaluate.random_init else None
+    baselines = tuple(
+        Baseline(rival=rival, labels=labels, label=joined(name, rival)) for rival in config.evaluate.baselines
+    )
     evaluate = Evaluate(
         config=config.evaluate,
         classifier=classifier,
@@ -165,6 +169,7 @@ def branch(config: PipelineConfig, name: str, task: TaskConfig, base: Base, corp
         corpus=corpus if config.evaluate.contamination else None,
         random_init=random_init,
         repeats=repeats,
+        baselines=baselines,
         seed=config.seed,
         label=name,
     )

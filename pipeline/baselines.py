@@ -19,12 +19,12 @@ from sklearn.svm import LinearSVC
 from pipeline.labelling import Labelling
 from pipeline.splitting import LabelledSplit
 from pipeline.targets import Targets, is_multi_label
+from pipeline.tracking import Silent
 
 BaselineName = Literal["tfidf-logreg", "linear-svm"]
 
 WORD = r"\w+"
 """Words of one letter count too: .005 of macro-F1 on short glosses, .02 where languages are told apart."""
-
 
 MANY = 1000
 
@@ -39,14 +39,28 @@ class Linear:
     strengths: tuple[float, ...]
     """The most regularised first; where nothing can be chosen, the last one stands."""
 
-    def predict(self, train: LabelledSplit, validation: LabelledSplit, texts: Sequence[str]) -> Targets:
-        """What it answers to each text. Where there is nothing to learn (one answer, or no words), `majority`."""
+    def predict(
+        self,
+        train: LabelledSplit,
+        validation: LabelledSplit,
+        texts: Sequence[str],
+        on_progress: Callable[[int, int, str], None] | None = None,
+    ) -> Targets:
+        """What it answers to each text. Where there is nothing to learn (one answer, or no words), `majority`.
+
+        `on_progress` hears how many of its fits are done, of how many, and what comes next.
+        """
         both = LabelledSplit([*train.texts, *validation.texts], np.concatenate([train.targets, validation.targets]))
         if not _learnable(both):
             return majority(both.targets, len(texts))
+        fits, tell = len(self.strengths) + 1, on_progress or Silent().progress
+        tell(0, fits, f"counting n-grams of {len(both.texts):,} texts")
         features = self.features(len(both.texts))
         known = features.fit_transform(both.texts)
-        strength = self._best_strength(known, both.targets, len(train.texts))
+        strength = self._best_strength(
+            known, both.targets, len(train.texts), lambda done, c: tell(done, fits, f"trying C={c:g}")
+        )
+        tell(fits - 1, fits, f"learning from all texts with C={strength:g}")
         return np.asarray(self._fitted(strength, known, both.targets).predict(features.transform(texts)))
 
     def _fitted(self, strength: float, rows: Any, targets: Targets) -> Any:
@@ -54,13 +68,14 @@ class Linear:
         one = self.classifier(strength)
         return (OneVsRestClassifier(one) if is_multi_label(targets) else one).fit(rows, targets)
 
-    def _best_strength(self, rows: Any, targets: Targets, n_train: int) -> float:
+    def _best_strength(self, rows: Any, targets: Targets, n_train: int, on_try: Callable[[int, float], None]) -> float:
         """The first `n_train` rows are learned from, and the others decide."""
         if n_train == len(targets) or len(np.unique(targets[:n_train], axis=0)) < 2:
             return self.strengths[-1]
         n_labels = targets.shape[1] if is_multi_label(targets) else 1 + int(targets.max())
 
         def quality(strength: float) -> float:
+            on_try(self.strengths.index(strength), strength)
             predicted = self._fitted(strength, rows[:n_train], targets[:n_train]).predict(rows[n_train:])
             return Labelling(targets[n_train:], np.asarray(predicted), n_labels).macro_f1
 

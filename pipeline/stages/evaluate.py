@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 
 from pipeline import assessment, metrics
 from pipeline.assessment import Answers
-from pipeline.baselines import BASELINES, BaselineName, majority
+from pipeline.baselines import BaselineName, majority
 from pipeline.bootstrap import compare
 from pipeline.classify import probabilities
 from pipeline.contamination import Place, Suspects
@@ -23,6 +23,7 @@ from pipeline.identity import added
 from pipeline.labelling import Labelling, rounded
 from pipeline.speed import Clock, latency
 from pipeline.stage import Context, Resources, Stage
+from pipeline.stages.baseline import Baseline
 from pipeline.stages.corpus import Corpus
 from pipeline.stages.labels import Labels
 from pipeline.targets import Probabilities
@@ -41,7 +42,8 @@ class EvaluateConfig:
     bootstrap: Annotated[int, Ge(100), Le(100_000)] = 1000
     """Resamples behind every confidence interval."""
     baselines: tuple[BaselineName, ...] = ("tfidf-logreg", "linear-svm")
-    """Linear rivals, a minute each at most: tfidf-logreg (words and pairs of them), linear-svm (also parts)."""
+    """Linear rivals, each a stage that learns from the labels alone: tfidf-logreg (words and pairs of them), linear-svm
+    (also parts of words)."""
     random_init: bool = False
     """Also fine-tune the same body from random weights: what pretraining was worth."""
     seeds: Annotated[int, Ge(1), Le(100)] = added(1)
@@ -75,7 +77,8 @@ class Evaluation:
 class Evaluate(Stage[Evaluation]):
     """Measures a classifier on the test split. `random_init` is the same body, fine-tuned from random weights.
 
-    `repeats` are the same classifier fine-tuned with other seeds, `corpus` is what the test texts are looked for in.
+    `repeats` are the same classifier fine-tuned with other seeds, `corpus` is what the test texts are looked for in,
+    `baselines` are those that the config names.
     """
 
     VERSION = 5
@@ -86,6 +89,7 @@ class Evaluate(Stage[Evaluation]):
     corpus: Stage[Corpus] | None = None
     random_init: Stage[ClassifierFiles] | None = None
     repeats: tuple[Stage[ClassifierFiles], ...] = added(())
+    baselines: tuple[Baseline, ...] = added(())
     seed: int = 0
 
     @property
@@ -103,7 +107,7 @@ class Evaluate(Stage[Evaluation]):
         measured = assessment.measure(answers, resamples=self.config.bootstrap, seed=self.seed)
         record = {
             **measured,
-            **self._rivals(ctx, labels, answers.labelling, clock),
+            **self._rivals(ctx, labels, answers.labelling),
             "seeds": self._seeds(ctx, labels, answers.labelling) if self.repeats else None,
             "contamination": self._contamination(ctx, labels, answers, clock) if self.config.contamination else None,
         }
@@ -111,15 +115,10 @@ class Evaluate(Stage[Evaluation]):
         ctx.notes["datasets"] = [ctx.dataset(self.labels, "test")]
         _note(ctx, record, _speed(clock, answers, classifier.loaded))
 
-    def _rivals(self, ctx: Context, labels: Labels, ours: Labelling, clock: Clock) -> dict[str, Any]:
+    def _rivals(self, ctx: Context, labels: Labels, ours: Labelling) -> dict[str, Any]:
         """What the classifier is compared with: scores and our lead, or None for what was left out."""
         train, validation, test = labels.split("train"), labels.split("validation"), labels.split("test")
-        linear: list[dict[str, Any]] = []
-        for name in self.config.baselines:
-            ctx.tracker.progress(0, 1, f"baseline {name}")
-            with clock.time(name):
-                predicted = BASELINES[name].predict(train, validation, test.texts)
-            linear.append({"name": name, **self._compared(ours, predicted)})
+        linear = [{"name": one.rival, **self._compared(ours, ctx.open(one).load())} for one in self.baselines]
         random_init = None
         if self.random_init is not None:
             table = _probabilities(ctx, Ready.of(ctx.open(self.random_init)), test.texts)

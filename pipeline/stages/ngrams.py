@@ -20,7 +20,7 @@ from pipeline.identity import added
 from pipeline.ngrams import Table, features, learned_table
 from pipeline.spelling import blank_ngrams
 from pipeline.splitting import LabelledSplit
-from pipeline.stage import Context, Resources, Stage
+from pipeline.stage import Context, Stage
 from pipeline.stages.labels import Labels
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.targets import Targets
@@ -78,10 +78,6 @@ class NGramsStage(Stage[LearnedNGrams]):
     labels: Stage[Labels]
     seq_len: int
     reading: Windows
-
-    @property
-    def resources(self) -> Resources:
-        return Resources(cpus=0)
 
     def load(self, path: Path) -> LearnedNGrams:
         return LearnedNGrams(path)

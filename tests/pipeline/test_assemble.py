@@ -96,6 +96,15 @@ def test_seeds_are_the_same_fine_tuning_from_other_draws(tmp_path: Path):
             assert repeat in branch.evaluate.inputs.values()
 
 
+def test_rivals_learn_from_the_labels_of_their_task_alone(tmp_path: Path):
+    made = graph(tmp_path, TWO_TASKS, "evaluate.baselines=[linear-svm]")
+    for name, branch in made.branches.items():
+        [rival] = branch.evaluate.baselines
+        assert (rival.name, rival.rival) == (f"baseline-{name}-linear-svm", "linear-svm")
+        assert list(rival.inputs.values()) == [branch.labels]
+        assert rival in made.targets
+
+
 def test_a_masked_objective_reads_both_ways_and_has_a_token_more(tmp_path: Path):
     plain, other = graph(tmp_path, TWO_TASKS).branches.values()
     assert (plain.finetune.model.causal, plain.finetune.model.vocab_size) == (True, 512)
@@ -182,7 +191,7 @@ def test_ngrams_stand_beside_every_network_of_a_task_that_wants_them(tmp_path: P
     assert [stage.name for stage in beside] == ["blend-other-seed-1", "blend-other-random-init"]
     assert all(stage.ngrams == ngrams for stage in beside), "learned once for all"
     shared = graph(tmp_path, TWO_TASKS + "ngrams: {order: 1}", "tasks.other.ngrams.buckets=9")
-    assert [branch.stages[1].config for branch in shared.branches.values()] == [
+    assert [stage.config for stage in shared.targets if stage.kind == "ngrams"] == [
         NGramsConfig(order=1),
         NGramsConfig(order=1, buckets=9),
     ]

@@ -75,8 +75,17 @@ def test_the_strength_is_the_best_of_the_validation_rows():
 
     linear = replace(BASELINES["tfidf-logreg"], classifier=Echo, strengths=(1.0, 2.0, 3.0))
     train = LabelledSplit(["a b", "c d"], np.array([0, 1]))
-    assert linear.predict(train, LabelledSplit(["a d"], np.array([1])), ["x"]).tolist() == [1]
+    told: list[tuple[int, int, str]] = []
+    answers = linear.predict(train, LabelledSplit(["a d"], np.array([1])), ["x"], lambda *each: told.append(each))
+    assert answers.tolist() == [1]
     assert tried == [1.0, 2.0, 3.0, 2.0]
+    assert told == [
+        (0, 4, "counting n-grams of 3 texts"),
+        (0, 4, "trying C=1"),
+        (1, 4, "trying C=2"),
+        (2, 4, "trying C=3"),
+        (3, 4, "learning from all texts with C=2"),
+    ]
     assert linear.predict(train, NOTHING, ["x"]).tolist() == [0], "nothing to choose by: the last one"
 
 

@@ -75,7 +75,7 @@ def test_the_chain_has_the_key_and_the_content_of_every_stage_and_of_the_raw_dat
     scores: dict[str, Any], facts: ModelFacts, links: list[Link]
 ):
     text = model_card(scores, facts)
-    assert {link.kind for link in links} == {"evaluate", "randomclassifier", "labels"}
+    assert {link.kind for link in links} == {"evaluate", "randomclassifier", "baseline", "labels"}
     for link in links:
         assert f"| {link.kind} | `{link.key}` | `{link.manifest.digest}` |" in text
     [source] = links[-1].sources

@@ -15,6 +15,7 @@ from model.heads import Classifier
 from model.init import initialize
 from pipeline.bpe import blank_tokenizer
 from pipeline.stage import Context, Stage
+from pipeline.stages.baseline import Baseline
 from pipeline.stages.evaluate import Evaluate, EvaluateConfig
 from pipeline.stages.labels import Labels, LabelsConfig, LabelsStage
 from pipeline.tokens import BOS, EOS, PAD
@@ -74,10 +75,12 @@ def labels_of(folder: Path, rows: int = 240) -> LabelsStage:
     return LabelsStage(config=LabelsConfig(path=str(folder / "toy.jsonl"), split="split"))
 
 
-def evaluate_of(labels: LabelsStage, *, random_init: bool = False, **config: Any) -> Evaluate:
+def evaluate_of(labels: LabelsStage, *, random_init: bool = False, **settings: Any) -> Evaluate:
+    config = EvaluateConfig(**{"bootstrap": 100, **settings})
     return Evaluate(
-        config=EvaluateConfig(**{"bootstrap": 100, **config}),
+        config=config,
         classifier=RandomClassifier(labels=labels),
         labels=labels,
         random_init=RandomClassifier(labels=labels, seed=1, label="random-init") if random_init else None,
+        baselines=tuple(Baseline(rival=rival, labels=labels, label=rival) for rival in config.baselines),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from pipeline.bpe import TokenizerConfig
+from pipeline.stages.baseline import Baseline
 from pipeline.stages.corpus import CorpusConfig, CorpusStage
 from pipeline.stages.evaluate import Evaluate, EvaluateConfig
 from pipeline.stages.export import Export, ExportConfig
@@ -69,13 +70,15 @@ def toy(folder: Path, *, rows: int = 400, formats: tuple[str, ...] = ("hf",), **
     config = FinetuneConfig(**(SIMPLE | settings | finetune))
     tuned = Finetune(config=config, model=model, base=None, tokenizer=tokenizer, labels=labels)
     other = Finetune(config=config, model=model, base=None, tokenizer=tokenizer, labels=labels, seed=1, label="seed-1")
+    measured = EvaluateConfig(bootstrap=100)
     scores = Evaluate(
-        config=EvaluateConfig(bootstrap=100),
+        config=measured,
         classifier=tuned,
         labels=labels,
         corpus=corpus,
         random_init=other,
         repeats=(other,),
+        baselines=tuple(Baseline(rival=rival, labels=labels, label=rival) for rival in measured.baselines),
     )
     export = Export(config=ExportConfig(formats=formats), classifier=tuned, labels=labels, evaluation=scores)
     return Toy(labels, tuned, scores, export)
