@@ -12,7 +12,7 @@ from jobs.mlflow_notes import chain_note, registered_note
 from jobs.mlflow_runs import Book, runs_anywhere, set_tags
 from jobs.mlflow_tags import CANDIDATE, CHAMPION, COMMIT, DIRTY, KEY, REGISTERED, RUN, is_set_aside
 from jobs.record import StageRecord
-from pipeline.ancestry import Link, chain
+from pipeline.ancestry import Link, made_from
 
 LONGEST_DESCRIPTION = 5000
 
@@ -77,7 +77,8 @@ def _create_version(book: Book, name: str, export: Link, model: LoggedModel) -> 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    links = chain(book.store, [(export.kind, export.key)])
+    inputs = export.manifest.meta["input_keys"]
+    links = [export, *made_from(book.store, {name: (needed["kind"], needed["key"]) for name, needed in inputs.items()})]
     return book.client.create_model_version(
         name,
         model.artifact_location,

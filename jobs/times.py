@@ -41,7 +41,7 @@ class Times:
         `stages`, `artifacts` went into locking, hashing and publishing, and `checkpoints` into those of training.
         """
         first = self._first or handed_over
-        stages = _covered(self._ran)
+        stages = covered(self._ran)
         artifacts = sum(stop - start for start, stop in self._ran) - self._bare
         parts = {
             "start": first - self.began,
@@ -54,7 +54,7 @@ class Times:
         return {name: round(seconds, 2) for name, seconds in parts.items()}
 
 
-def _covered(intervals: list[tuple[float, float]]) -> float:
+def covered(intervals: list[tuple[float, float]]) -> float:
     """Seconds that lie in at least one of the intervals."""
     covered, end = 0.0, float("-inf")
     for start, stop in sorted(intervals):

@@ -151,7 +151,7 @@ def _classifier(search: Search, settings: Mapping[str, Any]) -> Classifier | Non
 
 
 def _shared(branch: Branch) -> list[Stage[Any]]:
-    """What no trial needs to make anew: all that comes before the network."""
+    """What trials need not make anew: all but the network and its blend with n-grams."""
     return [stage for stage in topological([branch.classifier]) if stage not in (branch.finetune, branch.classifier)]
 
 

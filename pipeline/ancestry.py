@@ -1,6 +1,6 @@
 """What an artifact was made from, back to the raw data, as the manifests tell it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,15 @@ class Link:
         """`[{"name", "source", "digest", "context"}]` of what was read from outside the store; empty for most kinds."""
         is_raw = self.manifest.meta.get("recipe", {}).get("sources") or not self.manifest.meta.get("input_keys")
         return self.notes.get("datasets", []) if is_raw else []
+
+
+def made_from(store: Store, inputs: Mapping[str, tuple[str, str]]) -> list[Link]:
+    """What an exported model was made from, after its evaluation; not what the evaluation compared it with.
+
+    `inputs` are (kind, key) of the export's, by name.
+    """
+    evaluation = [at for name, at in inputs.items() if name == "evaluation"]
+    return [*chain(store, evaluation)[:1], *chain(store, (at for at in inputs.values() if at not in evaluation))]
 
 
 def chain(store: Store, roots: Iterable[tuple[str, str]]) -> list[Link]:

@@ -74,12 +74,12 @@ class Linear:
             return self.strengths[-1]
         n_labels = targets.shape[1] if is_multi_label(targets) else 1 + int(targets.max())
 
-        def quality(strength: float) -> float:
-            on_try(self.strengths.index(strength), strength)
-            predicted = self._fitted(strength, rows[:n_train], targets[:n_train]).predict(rows[n_train:])
+        def quality(number: int) -> float:
+            on_try(number, self.strengths[number])
+            predicted = self._fitted(self.strengths[number], rows[:n_train], targets[:n_train]).predict(rows[n_train:])
             return Labelling(targets[n_train:], np.asarray(predicted), n_labels).macro_f1
 
-        return max(self.strengths, key=quality)
+        return self.strengths[max(range(len(self.strengths)), key=quality)]
 
 
 def majority(targets: Targets, n_texts: int) -> Targets:

@@ -1,4 +1,4 @@
-"""The bytes that tokens stand for, whatever the vocabulary, so that n-grams of bytes can be read off token ids."""
+"""The bytes that tokens stand for, whatever the vocabulary, and n-grams that read them off token ids."""
 
 import json
 from collections.abc import Mapping

@@ -156,17 +156,20 @@ class Stage(ABC, Generic[A]):
         numbered = {f"{name}.{n}": stage for name, value in several.items() for n, stage in enumerate(value)}
         return {name: value for name, value in values.items() if isinstance(value, Stage)} | numbered
 
-    def recipe(self, input_digests: Mapping[str, str]) -> dict[str, Any]:
-        """What the key is made of. An input enters by the digest of its bytes, so that equal bytes stop a rebuild."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its own part of the key: which stage it is, and every field that counts."""
         own = {
             f.name: canonical(value)
             for f in fields(self)
             if in_key(f, self) and not isinstance(value := getattr(self, f.name), Stage) and not _are_stages(value)
         }
+        return {"stage": self.kind, "version": self.VERSION, **own}
+
+    def recipe(self, input_digests: Mapping[str, str]) -> dict[str, Any]:
+        """What the key is made of. An input enters by the digest of its bytes, so that equal bytes stop a rebuild."""
         return {
-            "stage": self.kind,
-            "version": self.VERSION,
-            **own,
+            **self.settings,
             "sources": dict(self.sources()),
             "inputs": dict(input_digests),
         }

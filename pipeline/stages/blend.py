@@ -33,6 +33,11 @@ class BlendStage(Stage[ClassifierFiles]):
     ngrams: NGramsStage
     labels: Stage[Labels]
 
+    def __post_init__(self) -> None:
+        network, ngrams = self.network, self.ngrams
+        read = (network.tokenizer, network.shape.seq_len, network.config.reading)
+        assert (ngrams.tokenizer, ngrams.seq_len, ngrams.reading) == read, "both read the same tokens"
+
     @property
     def resources(self) -> Resources:
         return Resources(cpus=0)

@@ -42,8 +42,8 @@ class EvaluateConfig:
     bootstrap: Annotated[int, Ge(100), Le(100_000)] = 1000
     """Resamples behind every confidence interval."""
     baselines: tuple[BaselineName, ...] = ("tfidf-logreg", "linear-svm")
-    """Linear rivals, each a stage that learns from the labels alone: tfidf-logreg (words and pairs of them), linear-svm
-    (also parts of words)."""
+    """Linear rivals, each a stage that knows the labelled texts alone: tfidf-logreg (words and pairs of them),
+    linear-svm (also parts of words)."""
     random_init: bool = False
     """Also fine-tune the same body from random weights: what pretraining was worth."""
     seeds: Annotated[int, Ge(1), Le(100)] = added(1)

@@ -8,7 +8,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, MinLen
 
 from pipeline import export
-from pipeline.ancestry import Link, chain
+from pipeline.ancestry import made_from
 from pipeline.export import AUTO, READABLE
 from pipeline.model_card import ModelFacts, model_card
 from pipeline.stage import Context, Stage
@@ -135,14 +135,7 @@ class Export(Stage[ExportFolder]):
             stock=formats[0] == "hf",
             programs=" and ".join(export.load(name).PROGRAM for name in formats),
             temperature=temperature,
-            chain=self._chain(ctx),
+            chain=made_from(ctx.store, {name: (s.kind, ctx.keys[s.name]) for name, s in self.inputs.items()}),
             windows=loaded.windows,
             ngrams=loaded.model.ngrams.shape if loaded.model.ngrams else None,
         )
-
-    def _chain(self, ctx: Context) -> list[Link]:
-        """The evaluation, and all that the model was made from; not what the evaluation compared it with."""
-        evaluation, classifier, labels = (
-            (stage.kind, ctx.keys[stage.name]) for stage in (self.evaluation, self.classifier, self.labels)
-        )
-        return [*chain(ctx.store, [evaluation])[:1], *chain(ctx.store, [classifier, labels])]

@@ -20,14 +20,14 @@ from pipeline.identity import added
 from pipeline.ngrams import Table, features, learned_table
 from pipeline.spelling import blank_ngrams
 from pipeline.splitting import LabelledSplit
-from pipeline.stage import Context, Stage
+from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.labels import Labels
 from pipeline.stages.tokenizer import TokenizerFile
 from pipeline.targets import Targets
 from pipeline.windows import Windows, loss_weights
 
 MOST_TOKENS = 2**22
-"""So many of the training texts' tokens are learned from, each of which brings some twenty n-grams into memory."""
+"""So many of the texts' tokens are learned from, each of which brings some twenty n-grams into memory."""
 TABLES, SHAPE = "tables.safetensors", "ngrams.json"
 
 
@@ -69,7 +69,7 @@ class NGramsStage(Stage[LearnedNGrams]):
     """Learns from the training texts, and then from these and the validation texts, as a linear classifier would.
 
     It reads the windows of `seq_len` tokens that the network beside it does, but knows nothing of that network: all
-    seeds of one, and all trials of a search, share what was learned here.
+    seeds of one, and all trials of a search that read the same windows, share what was learned here.
     """
 
     VERSION = 6
@@ -79,21 +79,26 @@ class NGramsStage(Stage[LearnedNGrams]):
     seq_len: int
     reading: Windows
 
+    @property
+    def resources(self) -> Resources:
+        """The machine for itself: one core computes, but the n-grams of many texts take gigabytes."""
+        return Resources(cpus=0)
+
     def load(self, path: Path) -> LearnedNGrams:
         return LearnedNGrams(path)
 
     def run(self, ctx: Context) -> None:
         torch.set_num_threads(ctx.cpus)
         labels, tokenizer = ctx.open(self.labels), ctx.open(self.tokenizer).load()
-        if not labels.new_validation().texts:
+        train, validation = (self._read(tokenizer, labels.split(split)) for split in ("train", "validation"))
+        if not validation.texts:
             raise UsageError(
                 "ngrams: there are no validation texts to say how much n-grams count beside the network; "
                 "set labels.validation_fraction above 0 and give each class two texts or more, or set ngrams to null"
             )
-        cfg, progress = self.config, partial(ctx.tracker.progress, text="classes learned")
+        cfg, progress = self.config, partial(ctx.tracker.progress, text="regressions learned")
         shape = {"order": cfg.order, "buckets": cfg.buckets, "bytes": cfg.bytes}
         ngrams = blank_ngrams(shape, len(labels.names), tokenizer, max(tokenizer.get_vocab().values()) + 1)
-        train, validation = (self._read(tokenizer, labels.split(split)) for split in ("train", "validation"))
         tables = {
             "train": self._table(ngrams, train, lambda done, n: progress(done, 2 * n)),
             "train_validation": self._table(ngrams, train.and_(validation), lambda done, n: progress(n + done, 2 * n)),

@@ -25,6 +25,8 @@ STAGES = [
     "shards",
     "pretrain",
     "labels",
+    "baseline-tfidf-logreg",
+    "baseline-linear-svm",
     "finetune",
     "finetune-random-init",
     "evaluate",
@@ -151,7 +153,7 @@ def points_in_mlflow(home: Path) -> dict[str, list[tuple[str, int, float]]]:
     with sqlite3.connect(home / "mlflow.db") as database:
         rows = database.execute(
             "select r.name, m.key, m.step, m.value from metrics m join runs r on r.run_uuid = m.run_uuid "
-            "where r.lifecycle_stage = 'active' and r.name like '_-%'"
+            "where r.lifecycle_stage = 'active' and r.name glob '[0-9]*-*'"
         ).fetchall()
         parents = database.execute("select count(*) from runs where name like 'smoke-%' and lifecycle_stage = 'active'")
         assert parents.fetchone() == (1,)

@@ -11,7 +11,7 @@ from tests.pipeline.toy_classifier import evaluate_of, labels_of
 
 
 def test_users_come_before_what_they_use_and_the_rival_before_the_model(tmp_path: Path):
-    evaluation = evaluate_of(labels_of(tmp_path / "data"), random_init=True)
+    evaluation = evaluate_of(labels_of(tmp_path / "data"), random_init=True, baselines=())
     built: Built = made(evaluation, tmp_path)
     links = chain(Store(tmp_path), [("evaluate", built.key)])
     assert [link.kind for link in links] == ["evaluate", "randomclassifier", "randomclassifier", "labels"]

@@ -98,6 +98,7 @@ def test_an_export_names_what_it_was_made_from_and_not_what_it_was_compared_with
     for needed in manifest.meta["input_keys"].values():
         assert f"| {needed['kind']} | `{needed['key']}` | `{needed['digest']}` |" in text
     assert text.count("| randomclassifier |") == 1
+    assert "| baseline |" not in text
 
 
 def test_scores_stand_beside_their_intervals_and_the_baseline(scores: dict[str, Any], facts: ModelFacts):
