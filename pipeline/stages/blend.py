@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from model.blend import Blend
 from pipeline.blend import fit, logits_of
@@ -16,6 +17,7 @@ from pipeline.stage import Context, Resources, Stage
 from pipeline.stages.finetune import Finetune
 from pipeline.stages.labels import Labels
 from pipeline.stages.ngrams import NGramsStage
+from pipeline.targets import Probabilities
 from pipeline.weights import TOKENIZER, ClassifierFiles, write_classifier
 from pipeline.windows import mean_over_windows
 
@@ -29,6 +31,7 @@ class BlendStage(Stage[ClassifierFiles]):
     the classifier may be.
     """
 
+    VERSION = 2
     network: Finetune
     ngrams: NGramsStage
     labels: Stage[Labels]
@@ -52,14 +55,21 @@ class BlendStage(Stage[ClassifierFiles]):
         model, tokenizer = loaded.model, loaded.tokenizer
         texts = tokenize_windows(tokenizer, asked.texts, model.cfg.seq_len, loaded.windows)
         windows, counts = [window for text in texts for window in text], [len(text) for text in texts]
-        alone = document_probabilities(model, [[window] for window in windows])
-        network = logits_of(alone, multi_label=labels.multi_label)
+        by_window = document_probabilities(model, [[window] for window in windows])
+        network = logits_of(by_window, multi_label=labels.multi_label)
         ngrams = blank_ngrams(learned.shape, len(labels.names), tokenizer, model.cfg.vocab_size)
         of_train, of_both = learned.tables()
-        fit(ngrams.blend, asked.targets, network, features(ngrams, windows) @ of_train, counts)
+        wide = features(ngrams, windows) @ of_train
+        fit(ngrams.blend, asked.targets, network, wide, counts)
+
+        def said(logits: Tensor) -> Probabilities:
+            """The probabilities of each text, given the logits of its windows."""
+            return model.probabilities(mean_over_windows(logits.float(), counts)).numpy()
+
+        with torch.inference_mode():
+            both = ngrams.blend(torch.from_numpy(network), torch.from_numpy(wide), multi_label=labels.multi_label)
+            alone, held_out = said(torch.from_numpy(network)), said(both)
         model.ngrams = ngrams
-        fill(ngrams, of_train)
-        held_out = document_probabilities(model, texts)
         fill(ngrams, of_both)
         write_classifier(
             ctx.out,
@@ -73,8 +83,7 @@ class BlendStage(Stage[ClassifierFiles]):
             ngrams=ngrams,
             held_out=held_out,
         )
-        before = model.probabilities(mean_over_windows(torch.from_numpy(network), counts)).numpy()
-        _note(ctx, ngrams.blend, *(validated(asked.targets, said) for said in (before, held_out)))
+        _note(ctx, ngrams.blend, *(validated(asked.targets, table) for table in (alone, held_out)))
         ctx.notes["datasets"] = [ctx.dataset(self.labels, split) for split in ("train", "validation")]
 
 

@@ -16,6 +16,7 @@ from pipeline.blend import Logits, fit, log_loss, logits_of
 from pipeline.classify import probabilities
 from pipeline.errors import UsageError
 from pipeline.metrics import calibrated_log_loss
+from pipeline.ngrams import fill
 from pipeline.runner import Built, build, submit_here
 from pipeline.stage import Stage
 from pipeline.stages.blend import BlendStage
@@ -119,8 +120,12 @@ def test_a_classifier_with_ngrams_is_the_better_one_and_learns_from_what_it_was_
     labels = target.labels.load(store.path("labels", done["labels"].key))
     split, measured = labels.split("validation"), done["blend"].notes["metrics"]
     files = target.load(store.path("blend", done["blend"].key))
-    said, held_out = probabilities(files.load(), split.texts), files.held_out
+    loaded, held_out = files.load(), files.held_out
     assert held_out is not None
+    said = probabilities(loaded, split.texts)
+    assert loaded.model.ngrams is not None
+    fill(loaded.model.ngrams, target.ngrams.load(store.path("ngrams", done["ngrams"].key)).tables()[0])
+    np.testing.assert_allclose(held_out, probabilities(loaded, split.texts), atol=1e-5)
     assert calibrated_log_loss(split.targets, held_out) == pytest.approx(measured["val/log_loss"], abs=1e-6)
     assert measured["val/log_loss"] < measured["val/network_log_loss"] + 0.01
     if "windows" in settings:  # the word that tells is in the last third, which one window does not reach
