@@ -1,5 +1,7 @@
 """What a run cost: the hours for which it held processor cores and GPUs."""
 
+from collections.abc import Sequence
+
 from jobs.record import Record, StageRecord
 from jobs.times import covered
 from pipeline.store import Store
@@ -15,18 +17,20 @@ def cost(record: Record, store: Store) -> dict[str, float]:
     All cores of the run count for as long as any stage is being built, and a GPU for each rank of a stage that trains
     on GPUs. What an attempt spent on a stage before it was lost is not known here.
     """
-    built = [stage for stage in record.stages if stage.status == "built" and stage.seconds and stage.finished_ms]
-    cpu = record.cpus * covered([_span(stage) for stage in built]) / HOUR
-    gpu = sum(gpus(store, stage) * (stage.seconds or 0.0) / HOUR for stage in built)
+    built = [(stage, stage.seconds) for stage in record.stages if stage.status == "built" and stage.seconds]
+    cpu = record.cpus * (sum(seconds for _, seconds in built) - _shared([stage for stage, _ in built])) / HOUR
+    gpu = sum(gpus(store, stage) * seconds for stage, seconds in built) / HOUR
     return {name: value for name, value in {"cost/cpu_hours": cpu, "cost/gpu_hours": gpu}.items() if value}
 
 
-def _span(stage: StageRecord) -> tuple[float, float]:
-    """When a stage was being built, in seconds since 1970."""
-    assert stage.finished_ms is not None, "it is built"
-    assert stage.seconds is not None, "it is built"
-    end = stage.finished_ms / 1000
-    return end - stage.seconds, end
+def _shared(stages: Sequence[StageRecord]) -> float:
+    """Seconds of stages that lie in another's too; 0 of stages that were built one after the other."""
+    spans = [
+        (max(s.started_ms, s.finished_ms - int(1000 * s.seconds)), s.finished_ms)
+        for s in stages
+        if s.started_ms is not None and s.finished_ms is not None and s.seconds
+    ]
+    return (sum(stop - start for start, stop in spans) - covered(spans)) / 1000
 
 
 def gpus(store: Store, stage: StageRecord) -> int:

@@ -1,6 +1,7 @@
 """Where the time of a run went: its stages, and what Ray, MLflow, imports and artifacts add to them."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import psutil
@@ -54,13 +55,13 @@ class Times:
         return {name: round(seconds, 2) for name, seconds in parts.items()}
 
 
-def covered(intervals: list[tuple[float, float]]) -> float:
-    """Seconds that lie in at least one of the intervals."""
-    covered, end = 0.0, float("-inf")
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """How much lies in at least one of the intervals."""
+    total, end = 0.0, float("-inf")
     for start, stop in sorted(intervals):
-        covered += max(0.0, stop - max(start, end))
+        total += max(0.0, stop - max(start, end))
         end = max(end, stop)
-    return covered
+    return total
 
 
 def told(seconds: dict[str, float]) -> str:

@@ -95,7 +95,7 @@ def tune(
     address = opened.config.cluster.address or os.environ.get("RAY_ADDRESS")
     options = RayOptions(home=opened.store.home, cpus=all_cpus, address=address)
     with on_ray(options) as submit:
-        for event in build(_shared(branch), opened.store, submit, cpus=all_cpus):
+        for event in build(shared(branch), opened.store, submit, cpus=all_cpus):
             if not isinstance(event, Built):
                 say(f"building {event.stage.name}")
                 continue
@@ -150,7 +150,7 @@ def _classifier(search: Search, settings: Mapping[str, Any]) -> Classifier | Non
         return search.branch(settings).classifier
 
 
-def _shared(branch: Branch) -> list[Stage[Any]]:
+def shared(branch: Branch) -> list[Stage[Any]]:
     """What trials need not make anew: all but the network and its blend with n-grams."""
     return [stage for stage in topological([branch.classifier]) if stage not in (branch.finetune, branch.classifier)]
 

@@ -33,7 +33,8 @@ def made_from(store: Store, inputs: Mapping[str, tuple[str, str]]) -> list[Link]
     `inputs` are (kind, key) of the export's, by name.
     """
     evaluation = [at for name, at in inputs.items() if name == "evaluation"]
-    return [*chain(store, evaluation)[:1], *chain(store, (at for at in inputs.values() if at not in evaluation))]
+    others = [at for name, at in inputs.items() if name != "evaluation"]
+    return [*chain(store, evaluation)[:1], *chain(store, others)]
 
 
 def chain(store: Store, roots: Iterable[tuple[str, str]]) -> list[Link]:

@@ -74,12 +74,12 @@ class Linear:
             return self.strengths[-1]
         n_labels = targets.shape[1] if is_multi_label(targets) else 1 + int(targets.max())
 
-        def quality(number: int) -> float:
-            on_try(number, self.strengths[number])
-            predicted = self._fitted(self.strengths[number], rows[:n_train], targets[:n_train]).predict(rows[n_train:])
-            return Labelling(targets[n_train:], np.asarray(predicted), n_labels).macro_f1
-
-        return self.strengths[max(range(len(self.strengths)), key=quality)]
+        scores: list[float] = []
+        for strength in self.strengths:
+            on_try(len(scores), strength)
+            predicted = self._fitted(strength, rows[:n_train], targets[:n_train]).predict(rows[n_train:])
+            scores.append(Labelling(targets[n_train:], np.asarray(predicted), n_labels).macro_f1)
+        return self.strengths[int(np.argmax(scores))]
 
 
 def majority(targets: Targets, n_texts: int) -> Targets:

@@ -112,8 +112,7 @@ def build(targets: Sequence[Stage[Any]], store: Store, submit: Submit, *, cpus: 
 
     Stages with no path between them overlap as far as `cpus` go. Where they compete, what reads from outside goes
     first, then the earlier in the pipeline; one that fits beside those that run does not wait for one that needs all
-    `cpus`. Raises what a stage raised, as soon as it is known; the caller shuts the
-    launcher down.
+    `cpus`. Raises what a stage raised, as soon as it is known; the caller shuts the launcher down.
     """
     waiting = topological(targets)
     done: dict[str, Built] = {}

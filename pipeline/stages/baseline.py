@@ -16,10 +16,12 @@ ANSWERS = "answers.npy"
 
 @dataclass(frozen=True)
 class BaselineAnswers:
+    """What a rival answers to the test texts, in their order."""
+
     path: Path
 
     def load(self) -> Targets:
-        """The classes of each test text."""
+        """As `Labels` has the targets of the test texts."""
         return np.load(self.path / ANSWERS)
 
 

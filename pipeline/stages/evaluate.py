@@ -92,6 +92,9 @@ class Evaluate(Stage[Evaluation]):
     baselines: tuple[Baseline, ...] = added(())
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        assert tuple(one.rival for one in self.baselines) == self.config.baselines, "those that the config names"
+
     @property
     def resources(self) -> Resources:
         return Resources(cpus=0)

@@ -51,6 +51,8 @@ class NGramsConfig:
 
 @dataclass(frozen=True)
 class LearnedNGrams:
+    """Two tables of what n-grams say, and the shape of the `NGrams` that they fill."""
+
     path: Path
 
     @property

@@ -258,6 +258,9 @@ def test_the_product_tells_its_lineage_as_the_store_has_it_and_a_refused_promoti
         assert len(stage["inputs"]) == len(used or [1])
         assert manifest.meta["recipe"].get("config", {}).items() <= stage["config"].items()
         assert stage["run_id"]
+    tags = connect(result["tracking_uri"]).get_model_version("smoke", "1").tags
+    assert "gristmill.finetune.key" in tags
+    assert not any("baseline" in name for name in tags), "what it was compared with is none of its ancestors"
     assert found["stages"][-1]["stage"] == "corpus"
     assert found["corpus"]["digest"] == sources.digest("data/smoke/corpus.txt")
     assert found["labels"]["digest"] == sources.digest("data/smoke/labels.jsonl")

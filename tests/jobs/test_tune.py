@@ -8,7 +8,8 @@ import pytest
 from jobs.lineage import lineage
 from jobs.mlflow_client import connect, default_uri
 from jobs.search_space import Between, OneOf, parse, usual
-from jobs.tune import print_search, written
+from jobs.tune import print_search, shared, written
+from pipeline.assemble import assemble
 from pipeline.config import load
 from pipeline.errors import UsageError
 from pipeline.pipeline_config import PipelineConfig
@@ -51,6 +52,12 @@ def test_the_usual_space_lies_around_the_rates_that_the_method_reads(changes: di
     for name in rates:
         rate = getattr(finetune, name)
         assert space[f"tasks.a.finetune.{name}"] == Between(rate / 4, rate * 4, log=True)
+
+
+def test_what_comes_before_the_network_is_made_once_for_all_trials():
+    branch = assemble(load(PipelineConfig, Path(SMOKE), ["ngrams={}", "evaluate.seeds=2"]).config).branches[""]
+    names = {stage.name for stage in shared(branch)}
+    assert names == {"corpus", "tokenizer", "shards", "pretrain", "labels", "ngrams"}
 
 
 def test_what_a_trial_sets_is_what_the_config_gets():
