@@ -78,9 +78,11 @@ def test_a_driver_that_somebody_ends_stays_ended(tmp_path: Path):
     assert starts(tmp_path) == 1
 
 
+# `ready` appears whole: whoever sees it may signal at once, which would end the write halfway
 LAST_WORDS = """
 signal.signal(signal.SIGTERM, lambda *_: (open('asked', 'a').write('x'), time.sleep(0.3), sys.exit(8)))
-open('ready', 'w').write(str(os.getpid()))
+open('pid', 'w').write(str(os.getpid()))
+os.rename('pid', 'ready')
 time.sleep(60)
 """
 
