@@ -29,7 +29,7 @@ def fail_at_first(item: tuple[str, int]) -> None:
     folder, number = item
     if number == 0:
         raise ValueError("the first of them")
-    time.sleep(0.3)
+    time.sleep(0.6)
     Path(folder, f"done-{number}").touch()
 
 
@@ -69,7 +69,7 @@ def main(folder: str) -> None:
             ray_map(fail_at_first, [(folder, number) for number in range(40)], told.append)
         except ValueError as error:
             found["error"] = str(error)
-        time.sleep(2.0)
+        time.sleep(4.0)
         found["done"] = len(list(Path(folder).glob("done-*")))
         # as on a cluster none of whose machines has as many cores as the driver's
         with on_ray(replace(options, cpus=64)) as submit:

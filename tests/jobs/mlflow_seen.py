@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from jobs.mlflow_client import connect, default_uri
 from pipeline.store import Store
@@ -12,6 +13,12 @@ from tests.jobs.conftest import Corpus, Export, Pretrain
 def toy_with_export(*, seed: int = 0, labels: tuple[str, ...] = ("",)) -> list[Any]:
     base = Pretrain(corpus=Corpus())
     return [Export(base=base, seed=seed, label=label) for label in labels]
+
+
+def wait_for_first_answer(port: int) -> None:
+    """A server opens its store with the first question, which takes longer than our client waits on a busy machine."""
+    with urlopen(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1", timeout=60) as answer:
+        assert answer.status == 200
 
 
 def everything_in(home: Path) -> dict[str, Any]:

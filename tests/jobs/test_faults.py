@@ -16,8 +16,9 @@ from .commands import SMOKE, answer, gristmill, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-ALONE = ["labels=null", "pretrain.steps=25", "pretrain.checkpoint_seconds=0.001"]
-TWO = [*ALONE, "cluster.workers=2", "pretrain.zero_stage=1", "pretrain.ledger=true", "cluster.timeout_seconds=5"]
+# so many steps that seconds of training are still to come when its first checkpoint is seen
+ALONE = ["labels=null", "pretrain.steps=100", "pretrain.checkpoint_seconds=0.001"]
+TWO = [*ALONE, "cluster.workers=2", "pretrain.zero_stage=1", "pretrain.ledger=true"]
 
 
 def sets(settings: list[str]) -> list[str]:
@@ -75,7 +76,7 @@ def test_a_run_that_is_told_to_stop_while_a_rank_of_it_dies_is_not_begun_again(t
 
 
 def test_a_worker_under_ray_that_stalls_is_named_and_replaced(tmp_path: Path, undisturbed: str):
-    command = [sys.executable, "-m", "jobs.cli", "run", SMOKE, "--json", *sets(TWO)]
+    command = [sys.executable, "-m", "jobs.cli", "run", SMOKE, "--json", *sets([*TWO, "cluster.timeout_seconds=5"])]
     with subprocess.Popen(
         command, env=environment_of(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

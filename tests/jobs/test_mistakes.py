@@ -20,13 +20,11 @@ from tests.jobs.mlflow_seen import default_uri
 @pytest.mark.parametrize("words", [["config", "schema"], ["config", "explain", "seed"]], ids=["much", "little"])
 def test_a_reader_that_has_gone_ends_a_command_without_a_word(words: list[str]):
     command = [sys.executable, "-m", "jobs.cli", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
-    process.stderr.close()
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=os.environ, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_another_pipe_that_breaks_is_no_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch):

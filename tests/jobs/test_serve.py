@@ -1,6 +1,7 @@
 """A served classifier speaks MLflow's scoring protocol, answers many at once, refuses clearly, and stops in order."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -169,19 +170,28 @@ class Served:
     said: str
     port: int
 
-    def ask(self, method: str, path: str, body: bytes = b"", kind: str = JSON) -> tuple[int, bytes]:
+    def send(self, method: str, path: str, body: bytes = b"", kind: str = JSON) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, {"Content-Type": kind})
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+        connection.request(method, path, body, {"Content-Type": kind})
+        return connection
+
+    def ask(self, method: str, path: str, body: bytes = b"", kind: str = JSON) -> tuple[int, bytes]:
+        return answer_to(self.send(method, path, body, kind))
 
     def predictions(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        status, body = self.ask("POST", "/invocations", json.dumps({"inputs": texts}).encode())
+        status, body = self.ask("POST", "/invocations", inputs(texts))
         assert status == 200, body
         return json.loads(body)["predictions"]
+
+
+def inputs(texts: Sequence[str]) -> bytes:
+    return json.dumps({"inputs": texts}).encode()
+
+
+def answer_to(connection: http.client.HTTPConnection) -> tuple[int, bytes]:
+    with contextlib.closing(connection):
+        response = connection.getresponse()
+        return response.status, response.read()
 
 
 def started(model: str, *arguments: str) -> Served:
@@ -285,12 +295,12 @@ def test_too_large_a_body_is_refused_by_its_length_and_as_it_comes(served: Serve
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_it_finishes_what_is_in_flight_and_stops(model: str, number: signal.Signals):
     server = started(model, "--max-wait-ms", "1000")
-    with ThreadPoolExecutor(4) as clients:
-        asked = [clients.submit(server.predictions, ["the cat"]) for _ in range(4)]
-        status, _ = server.ask("GET", "/ping")  # by now they are waiting for more to come
-        server.process.send_signal(number)
-        assert status == 200
-        assert all(len(answer.result()) == 1 for answer in asked)
+    asked = [server.send("POST", "/invocations", inputs(["the cat"])) for _ in range(4)]
+    assert server.ask("GET", "/ping")[0] == 200  # so the server has those before it, which wait for more to come
+    server.process.send_signal(number)
+    for connection in asked:
+        status, body = answer_to(connection)
+        assert (status, len(json.loads(body)["predictions"])) == (200, 1)
     out, err = server.process.communicate(timeout=60)
     assert (server.process.returncode, out, err) == (0, "", "")
 

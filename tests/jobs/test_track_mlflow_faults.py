@@ -35,6 +35,7 @@ from tests.jobs.mlflow_seen import (
     everything_in_store,
     journal_points,
     points,
+    wait_for_first_answer,
 )
 
 FIRST_NEW_ROW_IN = (
@@ -210,6 +211,7 @@ def serving(home: Path, uri: str, port: int) -> "Iterator[subprocess.Popen[bytes
     )
     try:
         wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        wait_for_first_answer(port)
         yield process
     finally:
         stop(process)

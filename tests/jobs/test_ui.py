@@ -18,6 +18,7 @@ from pipeline.errors import EnvironmentProblem, UsageError
 from pipeline.store import Store
 from pipeline.tracking import read_journal
 from tests.jobs.conftest import Corpus, Export, Pretrain, Run, new_home
+from tests.jobs.mlflow_seen import wait_for_first_answer
 
 
 def test_a_host_that_others_reach_is_refused(tmp_path: Path) -> None:
@@ -88,6 +89,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator
     ui = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     link = ui.stdout.readline()
     assert link.startswith(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning")
+    wait_for_first_answer(port)
     yield port
     ui.send_signal(signal.SIGINT)
     code = ui.wait(60)
