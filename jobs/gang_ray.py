@@ -18,6 +18,11 @@ from pipeline.tracking import Recorder, Silent
 Workers = int | tuple[int, int]
 """How many ranks, or the fewest and the most."""
 
+PATIENCE = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
+"""Seconds that the process that watches the ranks waits for those of a gang that ends, of which one may answer nothing.
+
+Ray Train does not hand this variable on to that process, as it does those of `settings`: it is of the whole Ray."""
+
 
 @dataclass(frozen=True)
 class RayGang:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
-from jobs.gang_ray import RayGang, Workers
+from jobs.gang_ray import PATIENCE, RayGang, Workers
 from pipeline.errors import EnvironmentProblem, GristmillError, WorkerLost, lacking
 from pipeline.runner import Built, Job, Submit, build_one, slots
 from pipeline.stage import Gang, Told, alone
@@ -119,7 +119,8 @@ def _connect(options: RayOptions) -> None:
         "configure_logging": True,
     }
     if options.workers != 1:  # Ray Train's own code runs there too; else the processes that Ray has ready can be used
-        quiet["runtime_env"] = {"worker_process_setup_hook": speak_for_ourselves}
+        settings = dict(PATIENCE)  # a copy, since Ray writes into it
+        quiet["runtime_env"] = {"worker_process_setup_hook": speak_for_ourselves, "env_vars": settings}
     if options.address:
         try:
             ray.init(options.address, **quiet)
