@@ -44,7 +44,10 @@ def source_of(path: str) -> Source:
     found = find(path)
     if len(found) != 1 or found[0].kind not in FAMILIES:
         what = f"{len(found)} files" if len(found) != 1 else f"a {found[0].kind.removeprefix('.')}"
-        raise DataError(f"{path}: {what}. Give one file of {', '.join(FAMILIES)}, also with .gz or .zst")
+        raise DataError(
+            f"{path}: {what}. Give one file of {', '.join(FAMILIES)}, also with .gz or .zst; lines of plain text are "
+            "read from standard input, where - stands in place of texts"
+        )
     return found[0]
 
 
