@@ -1,12 +1,10 @@
 """What all tests share: properties are checked without a clock, since machines are noisy, and Ctrl-C works."""
 
-import os
 import signal
 
 from hypothesis import settings
 
-# a change is not held up by what another draw would find in what was there before it; by hand, every run draws anew
-settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell ignores it, and what it starts too
