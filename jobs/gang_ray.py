@@ -21,7 +21,8 @@ Workers = int | tuple[int, int]
 PATIENCE = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
 """Seconds that the process that watches the ranks waits for those of a gang that ends, of which one may answer nothing.
 
-Ray Train does not hand this variable on to that process, as it does those of `settings`: it is of the whole Ray."""
+Ray Train does not hand this variable on to that process, as it does those of `settings`: it is of the whole Ray.
+"""
 
 
 @dataclass(frozen=True)

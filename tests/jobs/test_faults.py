@@ -83,11 +83,14 @@ def test_a_worker_under_ray_that_stalls_is_named_and_replaced(tmp_path: Path, un
         wait_for_checkpoint(tmp_path)
         workers = [p for p in psutil.Process(process.pid).children(recursive=True) if is_worker(p)]
         workers[-1].send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        assert process.stderr is not None
+        named = next(line for line in process.stderr if "hanging for" in line)
+        assert time.monotonic() - stopped < 35, "5 s of silence, and not the 30 s that Ray Train waits for its end"
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["status"] == "succeeded"
-    assert "hanging for" in err
-    assert any(f"rank {rank}: WorkerHealthCheckTimeoutError" in err for rank in (0, 1))
+    assert any(f"rank {rank}: WorkerHealthCheckTimeoutError" in named for rank in (0, 1))
     assert digest(tmp_path) == undisturbed
 
 
