@@ -16,7 +16,7 @@ def toy_with_export(*, seed: int = 0, labels: tuple[str, ...] = ("",)) -> list[A
 
 
 def wait_for_first_answer(port: int) -> None:
-    """A server opens its store with the first question, which takes longer than our client waits on a busy machine."""
+    """A server opens its store with the first question, for which our client would wait no longer than for others."""
     with urlopen(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1", timeout=60) as answer:
         assert answer.status == 200
 
