@@ -111,6 +111,8 @@ class Mirror:
     LONGEST_PAUSE_SECONDS = 60.0
     REST_PER_WORK = 20
     """It rests this many times as long as a sync took, so that it takes at most a twentieth of one core."""
+    REST_PER_AGE = 0.01
+    """And a hundredth of the time that the run has gone: who waits for hours does not look every two seconds."""
 
     def __init__(self, home: Path, run: str, uri: str) -> None:
         self._home, self._run, self._uri = home, run, uri
@@ -140,7 +142,7 @@ class Mirror:
         return self._final
 
     def _work(self) -> None:
-        last = False
+        last, started = False, time.monotonic()
         while not last:
             last = self._stop.is_set()  # asked before the sync, which so sees all that was written before `finish`
             began = time.monotonic()
@@ -148,11 +150,12 @@ class Mirror:
             if last:
                 self._final = mirrored
             else:
-                self._stop.wait(self._pause(time.monotonic() - began))
+                now = time.monotonic()
+                self._stop.wait(self._pause(now - began, now - started))
 
-    def _pause(self, took_seconds: float) -> float:
-        rest = max(self.INTERVAL_SECONDS, self.REST_PER_WORK * took_seconds) * 2**self._failures
-        return min(rest, self.LONGEST_PAUSE_SECONDS)
+    def _pause(self, took_seconds: float, age_seconds: float) -> float:
+        shares = self.REST_PER_WORK * took_seconds, self.REST_PER_AGE * age_seconds
+        return min(max(self.INTERVAL_SECONDS, *shares) * 2**self._failures, self.LONGEST_PAUSE_SECONDS)
 
     def _try(self) -> Mirrored | None:
         try:
