@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from model import attention, documents, rope
@@ -19,6 +20,9 @@ from model.rope import Rotation
 
 Hidden = Float[Tensor, "batch seq d_model"]
 Keys = Int64[Tensor, " batch"]
+Places = Int64[Tensor, " places"]
+Output = Float[Tensor, "rows places d_model"]
+"""Of the places that are wanted, as a single row; of all of them as they came, if none are named."""
 
 
 class Attention(nn.Module):
@@ -33,10 +37,10 @@ class Attention(nn.Module):
         self.v_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim)
         self.o_proj = Linear(cfg.n_heads * cfg.head_dim, cfg.d_model)
 
-    def forward(self, x: Hidden, rotation: Rotation, pattern: Pattern) -> Hidden:
+    def forward(self, x: Hidden, rotation: Rotation, pattern: Pattern, only: Places | None = None) -> Output:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rope.rotate(q, rotation), rope.rotate(k, rotation)
-        return self.o_proj(self.attend(q, k, v, pattern).flatten(-2))
+        return self.o_proj(_taken(self.attend(q, k, v, pattern).flatten(-2), only))
 
 
 class Block(nn.Module):
@@ -56,11 +60,12 @@ class Block(nn.Module):
         rotation: Rotation,
         pattern: Pattern,
         dropout_keys: Keys | None = None,
-    ) -> Hidden:
+        only: Places | None = None,
+    ) -> Output:
         site = 1 + 2 * self.layer  # 0 is the embedding's
         dtype = matmul_dtype(x)  # cast once for all that read it
-        attended = self.attention(self.attention_norm(x, dtype), rotation, pattern)
-        x = add_dropped(x, attended, self.dropout, dropout_keys, site)
+        attended = self.attention(self.attention_norm(x, dtype), rotation, pattern, only)
+        x = add_dropped(_taken(x, only), attended, self.dropout, dropout_keys, site)
         read = self.mlp(self.mlp_norm(x, dtype))
         return add_dropped(x, read, self.dropout, dropout_keys, site + 1)
 
@@ -81,11 +86,15 @@ class Decoder(nn.Module):
         document_ids: Int[Tensor, "batch seq"] | None = None,
         *,
         dropout_keys: Keys | None = None,
-    ) -> Hidden:
+        only: Places | None = None,
+    ) -> Output:
         """Hidden states after the final norm. Nothing here waits for the device (the flash kernel does, once).
 
         A token sees only its own document, whose positions count from 0; without `document_ids` a row is one document.
         Without `dropout_keys` there is no dropout: the model has no train or eval mode.
+
+        `only` are places of the flattened [batch * seq] whose states are wanted, each once: they come back as one row,
+        [1, places, d_model], and the last block reads all but computes its output for them alone.
 
         With cfg.activation_checkpointing (arXiv:1604.06174), where gradients are wanted, autograd keeps the input of
         each block alone and runs the block again in the backward pass: same values, same gradients.
@@ -99,15 +108,22 @@ class Decoder(nn.Module):
             document_ids=document_ids,
         )
         rotation = rope.rotation(_positions(pattern), self.cfg.head_dim, self.cfg.rope_theta)
-        x = drop(self.embed(tokens), self.cfg.dropout, dropout_keys, site=0)
+        keys = dropout_keys if self.cfg.dropout > 0 else None
+        x = drop(self.embed(tokens), self.cfg.dropout, keys, site=0)
         recomputed = self.cfg.activation_checkpointing and torch.is_grad_enabled()
+        early = only if keys is None else None  # a mask of dropout is of all places
         for block in self.blocks:
             run = partial(_run_again_in_backward, block) if recomputed else block
-            x = run(x, rotation, pattern, dropout_keys)
-        return self.norm(x)
+            x = run(x, rotation, pattern, keys, early if block is self.blocks[-1] else None)
+        return self.norm(x if keys is None else _taken(x, only))
 
 
-def _run_again_in_backward(block: nn.Module, *inputs: Any) -> Hidden:
+def _taken(x: Hidden, only: Places | None) -> Output:
+    """Some places of all rows, as one row. By the operator whose gradient on a CPU is fast: indexing has a slow one."""
+    return x if only is None else embedding(only[None], x.flatten(0, 1))
+
+
+def _run_again_in_backward(block: nn.Module, *inputs: Any) -> Output:
     """The block's output, of which autograd keeps the inputs alone.
 
     No generator's state is kept either: dropout is a function of its keys, so it falls the same way the second time.

@@ -13,11 +13,13 @@ def parameters(cfg: ModelConfig) -> int:
 def matmul_flops_per_token(cfg: ModelConfig, seq_len: int, target_share: float = 1.0) -> float:
     """FLOPs (2 per multiply-add) of one token's forward pass, averaged over a document of `seq_len` tokens.
 
-    Counts every matrix product; the head's for `target_share` of the tokens, since a loss needs no logits where there
-    is no target. Attention counts only the keys that are seen, so causal attention is half of the square. Embedding
-    look-ups, norms and other elementwise work are left out (arXiv:2204.02311, appendix B, with the causal half).
+    Counts every matrix product; those of the head and of the last block, from its o on, for `target_share` of the
+    tokens, since a loss needs no logits where there is no target. Attention counts only the keys that are seen, so
+    causal attention is half of the square. Embedding look-ups, norms and other elementwise work are left out
+    (arXiv:2204.02311, appendix B, with the causal half).
     """
-    weights = cfg.n_layers * _block_weights(cfg) + target_share * cfg.vocab_size * cfg.d_model
+    last = cfg.d_model * (cfg.d_model + 3 * cfg.d_ff) + cfg.vocab_size * cfg.d_model
+    weights = cfg.n_layers * _block_weights(cfg) + cfg.vocab_size * cfg.d_model - (1 - target_share) * last
     scores_and_mix = 2 * cfg.n_layers * cfg.n_heads * cfg.head_dim * _keys_seen(cfg, seq_len)
     return 2.0 * (weights + scores_and_mix)
 

@@ -18,9 +18,6 @@ CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**24)
 BLOCK_LOGITS = defaultdict(lambda: 2**26, cpu=2**20)
 """Logits turned into probabilities at once: on a CPU what stays in the cache of a core between two passes."""
 
-RARE = 0.5
-"""Below this share of rows that count, a CPU first drops the others: a masked objective counts 15 % of them."""
-
 Hidden = Float[Tensor, "rows d_model"]
 Weight = Float[Tensor, "vocab d_model"]
 Targets = Int64[Tensor, " rows"]
@@ -34,18 +31,9 @@ def linear_cross_entropy(hidden: Hidden, weight: Weight, targets: Targets) -> Fl
     is computed here, chunk by chunk, since the logits are at hand (Liger Kernel, arXiv:2410.10989).
     """
     dtype = matmul_dtype(hidden)
-    hidden, targets = _that_count(hidden, targets)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, dtype)  # pyright: ignore[reportReturnType]
     return _loss_and_grads(hidden, weight, targets, dtype, None)
-
-
-def _that_count(hidden: Hidden, targets: Targets) -> tuple[Float[Tensor, "counted d_model"], Int64[Tensor, " counted"]]:
-    """Only the rows that add to the loss, where they are few. A GPU, which would have to be waited for, takes all."""
-    counted = targets != IGNORE
-    if hidden.device.type != "cpu" or counted.sum() > RARE * len(targets):
-        return hidden, targets
-    return hidden[counted], targets[counted]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -1,4 +1,5 @@
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,6 +44,14 @@ def test_a_causal_body_does_not_see_the_future_and_a_full_one_does():
     for causal in (True, False):
         model = language_model(causal=causal)
         assert torch.equal(model(a)[:, :5], model(b)[:, :5]) == causal
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.3}, {"n_layers": 1}])
+def test_states_of_some_places_are_those_of_all_places(changes: dict):
+    body, text, packing = language_model(**changes).body, tokens(2, 6), ids([0] * 6, [0, 0, 1, 1, 1, -1])
+    read = partial(body, text, packing, dropout_keys=torch.tensor([1, 2]))
+    places = torch.tensor([7, 0, 10])
+    torch.testing.assert_close(read(only=places), read().flatten(0, 1)[places][None])
 
 
 class Counted(TorchDispatchMode):

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
 
 from model import losses
 from model.batch import IGNORE
@@ -30,19 +29,6 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_plain_path(rows: int, mon
         total = path(hidden, weight, targets)
         results.append([total.detach(), *torch.autograd.grad(total * 3.0, (hidden, weight))])
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)
-
-
-def test_few_rows_that_count_cost_no_logits_of_the_others():
-    hidden, weight, targets = inputs()
-    targets[4:] = IGNORE
-    results, flops = [], []
-    for path, rows in ((linear_cross_entropy, slice(None)), (plain, slice(None)), (linear_cross_entropy, slice(1, 4))):
-        with FlopCounterMode(display=False) as counter:
-            total = path(hidden[rows], weight, targets[rows])
-            results.append([total.detach(), *torch.autograd.grad(total * 3.0, (hidden, weight))])
-        flops.append(counter.get_total_flops())
-    torch.testing.assert_close(*results[:2], atol=1e-4, rtol=1e-5)
-    assert flops[0] == flops[2] == 3 * flops[1] / 23
 
 
 def test_the_path_without_gradients_gives_the_same_loss():

@@ -78,6 +78,21 @@ def test_next_token_is_the_cross_entropy_of_the_logits():
     torch.testing.assert_close(next_token.loss(model, batch).sum, want)
 
 
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.3}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("asked", [0, 3])
+def test_where_few_places_ask_the_loss_and_its_gradients_are_those_of_all_places(
+    changes: dict, asked: int, monkeypatch: pytest.MonkeyPatch
+):
+    model, batch = both_ways(**changes), language_batch()
+    batch.targets.flatten()[asked:] = IGNORE
+    results = []
+    for rare in (0.0, next_token.RARE):
+        monkeypatch.setattr(next_token, "RARE", rare)
+        loss = next_token.loss(model, batch)
+        results.append([loss.sum.detach(), loss.count, *torch.autograd.grad(loss.sum, list(model.parameters()))])
+    torch.testing.assert_close(*results)
+
+
 def test_sums_and_counts_of_micro_batches_add_up_to_the_whole():
     model, batch = language_model(dropout=0.1), language_batch()
     parts = [Batch(*(x[i : i + 1] for x in vars(batch).values() if x is not None)) for i in range(2)]
