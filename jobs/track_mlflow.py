@@ -151,9 +151,10 @@ class Mirror:
                 self._final = mirrored
             else:
                 now = time.monotonic()
-                self._stop.wait(self._pause(now - began, now - started))
+                self._stop.wait(self.rest_seconds(now - began, now - started))
 
-    def _pause(self, took_seconds: float, age_seconds: float) -> float:
+    def rest_seconds(self, took_seconds: float, age_seconds: float) -> float:
+        """How long until the next sync, after one that took so long, in a run that has gone so long."""
         shares = self.REST_PER_WORK * took_seconds, self.REST_PER_AGE * age_seconds
         return min(max(self.INTERVAL_SECONDS, *shares) * 2**self._failures, self.LONGEST_PAUSE_SECONDS)
 

@@ -314,6 +314,14 @@ def test_an_unknown_run_is_refused(home: Path, uri: str) -> None:
         sync(home, "nobody", uri)
 
 
+def test_the_mirror_rests_longer_the_longer_a_sync_takes_and_a_run_goes(home: Path, uri: str) -> None:
+    mirror = Mirror(home, "toy-1", uri)
+    assert mirror.rest_seconds(0.01, age_seconds=10) == 2.0
+    assert mirror.rest_seconds(0.5, age_seconds=10) == 10.0
+    assert mirror.rest_seconds(0.01, age_seconds=1800) == 18.0
+    assert mirror.rest_seconds(0.01, age_seconds=10**6) == 60.0
+
+
 def test_the_mirror_follows_a_run_and_its_last_sync_has_everything(home: Path, uri: str) -> None:
     stages = [("pretrain", "pretrain")]
     with open_record(home, "toy", "p", stages=stages, params={}) as opened:
