@@ -99,7 +99,7 @@ def main() -> None:
     first = statistics.median(taken["as it is"])
     for name, seconds in taken.items():
         median = statistics.median(seconds)
-        print(f"{name:<26} {median * 1e3:6.0f} ms  {TOKENS / median:8,.0f} tokens/s  x{median / first:.2f}")
+        print(f"{name:<41} {median * 1e3:6.0f} ms  {TOKENS / median:8,.0f} tokens/s  x{median / first:.2f}")
 
 
 if __name__ == "__main__":
