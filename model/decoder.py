@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         Without `dropout_keys` there is no dropout: the model has no train or eval mode.
 
         `only` are places of the flattened [batch * seq] whose states are wanted, each once: they come back as one row,
-        [1, places, d_model], and the last block reads all but computes its output for them alone.
+        [1, places, d_model], and the last block reads all but, without dropout, computes its output for them alone.
 
         With cfg.activation_checkpointing (arXiv:1604.06174), where gradients are wanted, autograd keeps the input of
         each block alone and runs the block again in the backward pass: same values, same gradients.

@@ -18,8 +18,8 @@ def matmul_flops_per_token(cfg: ModelConfig, seq_len: int, target_share: float =
     causal attention is half of the square. Embedding look-ups, norms and other elementwise work are left out
     (arXiv:2204.02311, appendix B, with the causal half).
     """
-    last = cfg.d_model * (cfg.d_model + 3 * cfg.d_ff) + cfg.vocab_size * cfg.d_model
-    weights = cfg.n_layers * _block_weights(cfg) + cfg.vocab_size * cfg.d_model - (1 - target_share) * last
+    asked = cfg.d_model * (cfg.d_model + 3 * cfg.d_ff) + cfg.vocab_size * cfg.d_model
+    weights = cfg.n_layers * _block_weights(cfg) + cfg.vocab_size * cfg.d_model - (1 - target_share) * asked
     scores_and_mix = 2 * cfg.n_layers * cfg.n_heads * cfg.head_dim * _keys_seen(cfg, seq_len)
     return 2.0 * (weights + scores_and_mix)
 
