@@ -46,6 +46,7 @@ def build(
     from jobs import run as runs
     from jobs.console import RunView, print_result
     from jobs.times import process_began
+    from jobs.use import can_write
     from pipeline.store import Store
 
     began = process_began()
@@ -59,4 +60,4 @@ def build(
     if json_:
         emit({**result, **(more or {})})
     else:
-        print_result(result, runs.tracking_uri())
+        print_result(result, runs.tracking_uri(), writes=can_write(result["name"]))

@@ -113,10 +113,11 @@ def _f(value: float) -> str:
     return f"{value:.3f}"
 
 
-def print_result(result: Mapping[str, Any], default_uri: str) -> None:
+def print_result(result: Mapping[str, Any], default_uri: str, *, writes: bool) -> None:
     """The end of a run, on stdout: scores of every task, where things are, and what to do next.
 
-    `default_uri` is the tracking store that later commands look into unless they are told another.
+    `default_uri` is the tracking store that later commands look into unless they are told another; `writes` tells
+    whether the pipeline has a language model for `gristmill generate`.
     """
     console = Console(file=sys.stdout, markup=False, highlight=False)
     tasks = result.get("tasks") or ({"": result} if result.get("accuracy") is not None else {})
@@ -128,7 +129,7 @@ def print_result(result: Mapping[str, Any], default_uri: str) -> None:
     _print_places(console, {"time": f"{result['wall_seconds']:.0f} s: {told(result['seconds'])}"})
     console.print("\nNext:")
     there = "" if result["tracking_uri"] == default_uri else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
-    for command in _next_commands(result["name"], tasks, there):
+    for command in _next_commands(result["name"], tasks, there, writes=writes):
         console.print(f"  {command}", soft_wrap=True)
 
 
@@ -146,10 +147,11 @@ def _print_places(console: Console, places: Mapping[str, str | None]) -> None:
             console.print(f"{title:<11}{place}", soft_wrap=True)
 
 
-def _next_commands(name: str, tasks: Mapping[str, Mapping[str, Any]], there: str) -> list[str]:
+def _next_commands(name: str, tasks: Mapping[str, Mapping[str, Any]], there: str, *, writes: bool) -> list[str]:
     """`there` says to those that ask the tracking store which one it is."""
     models = [
         task["model_uri"].split("/")[1] if task.get("model_uri") else task.get("export_dir") for task in tasks.values()
     ]
     predict = [f'{there}gristmill predict {model} "a text to label"' for model in models if model]
-    return [*predict, f'gristmill generate {name} "the beginning of"', f"{there}gristmill ui"]
+    generate = [f'gristmill generate {name} "the beginning of"'] if writes else []
+    return [*predict, *generate, f"{there}gristmill ui"]

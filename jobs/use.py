@@ -138,6 +138,16 @@ def continue_prompts(
     ]
 
 
+def can_write(name: str) -> bool:
+    """Whether the pipeline of that name has a base that continues prompts."""
+    from pipeline.weights import LanguageModelFiles
+
+    try:
+        return LanguageModelFiles(_base_of_pipeline(name)).config.causal
+    except UsageError:
+        return False
+
+
 def _language_model(model: str) -> Any:
     """A pretrain artifact, a Llama folder, or a base model of the pipeline of that name. Raises UsageError."""
     from model.interchange import read_causal_lm

@@ -18,7 +18,8 @@ def test_a_plan_shows_patterns_as_they_are(capsys: pytest.CaptureFixture[str]):
 )
 def test_the_commands_after_a_run_find_its_model(uri: str, told: str, capsys: pytest.CaptureFixture[str]):
     seconds = dict.fromkeys(("start", "between", "stages", "artifacts", "checkpoints", "tracking"), 0.1)
-    print_result({"name": "toy", "tracking_uri": uri, "wall_seconds": 1.0, "seconds": seconds}, "sqlite:///mine.db")
+    result = {"name": "toy", "tracking_uri": uri, "wall_seconds": 1.0, "seconds": seconds}
+    print_result(result, "sqlite:///mine.db", writes=True)
     said = capsys.readouterr().out
     assert f"\n  {told}gristmill ui\n" in said
     assert "secret" not in said

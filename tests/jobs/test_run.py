@@ -126,6 +126,19 @@ def test_generate_searches_when_given_beams(first: dict[str, Any], home: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("objective", "writes"), [("next_token", True), ("masked", False)])
+def test_a_run_proposes_a_prompt_where_its_base_can_write(
+    objective: str, writes: bool, first: dict[str, Any], home: Path
+):
+    settings = (f"name={objective}", f"pretrain.objective={objective}", "pretrain.steps=2", "labels=null")
+    told = gristmill(home, "run", SMOKE, "--inline", *(word for setting in settings for word in ("--set", setting)))
+    assert told.returncode == 0, told.stderr
+    assert (f"gristmill generate {objective} " in told.stdout) == writes
+    prompted = gristmill(home, "generate", objective, "the old", "--max-new-tokens", "1")
+    assert prompted.returncode == (0 if writes else 2), prompted.stderr
+
+
+@pytest.mark.slow
 def test_ray_makes_the_same_bytes_as_one_process(first: dict[str, Any], home: Path, tmp_path: Path):
     result = run(tmp_path, inline=False)
     assert keys(result) == keys(first)
