@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from model.linear import symmetric_product
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration whose slope at zero is steepest."""
 NEWTON_SCHULZ_STEPS = 5
@@ -65,9 +67,9 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     """Each [rows, columns] of a stack with its singular values drawn to about 1, in bfloat16."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = (matrices.mT if tall else matrices).bfloat16().contiguous()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = symmetric_product(x)
+        x = torch.baddbmm(x, symmetric_product(gram, c, gram, b), x, beta=a)
     return x.mT if tall else x

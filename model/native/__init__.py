@@ -56,6 +56,7 @@ ARGUMENTS = {
     "rotate": "ppppnnnnn",
     "swiglu": "pppn",
     "swiglu_backward": "pppppn",
+    "symmetric_product": "pppffnnn",
     "weight_gradient": "pppnnnnn",
 }
 """What a kernel takes before the number of threads: p a tensor or None, n a whole number, f any number, as a float."""

@@ -18,7 +18,7 @@ from model.dropout import add_dropped, drop
 from model.generate import unseen_by
 from model.heads import LanguageModel
 from model.init import initialize
-from model.linear import linear, matmul_dtype, sum_products
+from model.linear import linear, matmul_dtype, sum_products, symmetric_product
 from model.losses import linear_cross_entropy
 from model.masks import Pattern
 from model.norm import RMSNorm
@@ -271,6 +271,23 @@ def test_products_are_summed_in_float32_over_any_number_of_rows(rows: int, outpu
     sum_products(grad, x, total, more=True)
     torch.testing.assert_close(total.double(), 2 * exact, atol=2e-3, rtol=1e-5)
     assert {"weight_gradient"} <= RAN
+
+
+@multiplies_bf16
+@pytest.mark.parametrize("instructions", ["all", "no tiles"])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 64, 800), (2, 288, 96)])
+def test_of_a_product_with_its_own_transpose_half_is_computed(shape, instructions, monkeypatch):
+    if instructions == "no tiles":
+        without_tiles(monkeypatch)
+    x = random(*shape, dtype=BF16).detach()
+    y = random(shape[0], shape[1], shape[1], seed=1, dtype=BF16).detach()
+    plus = y + y.mT
+    exact = [x.double() @ x.double().mT, 0.5 * x.double() @ x.double().mT - 2 * plus.double()]
+    got = symmetric_product(x), symmetric_product(x, 0.5, plus, -2.0)
+    assert {"symmetric_product"} == RAN
+    assert all(torch.equal(a, a.mT) for a in got)
+    monkeypatch.setattr(native, "ENABLED", False)
+    assert_nearer_than(got, (symmetric_product(x), symmetric_product(x, 0.5, plus, -2.0)), exact)
 
 
 @multiplies_bf16
