@@ -99,21 +99,6 @@ def sum_products(
         total[whole:].addmm_(grad[:, whole:].float().T, x.float(), beta=float(more))
 
 
-def symmetric_product(
-    x: BFloat16[Tensor, "matrices n m"],
-    by: float = 1.0,
-    plus: BFloat16[Tensor, "matrices n n"] | None = None,
-    plus_by: float = 0.0,
-) -> BFloat16[Tensor, "matrices n n"]:
-    """by x xᵀ + plus_by plus, of contiguous matrices, the latter symmetric: so is the result, and half is computed."""
-    count, n, m = x.shape
-    if n % MULTIPLE or m % MULTIPLE or not (native.usable(x) and native.has("symmetric_product")):
-        return x @ x.mT if plus is None else torch.baddbmm(plus, x, x.mT, beta=plus_by, alpha=by)
-    out = x.new_empty(count, n, n)
-    native.call("symmetric_product", x, plus, out, by, plus_by, count, n, m)
-    return out
-
-
 INT8_INPUTS = 16
 """PyTorch's int8 kernel reads so many inputs at once, whether they are there or not."""
 

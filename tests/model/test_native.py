@@ -18,10 +18,11 @@ from model.dropout import add_dropped, drop
 from model.generate import unseen_by
 from model.heads import LanguageModel
 from model.init import initialize
-from model.linear import linear, matmul_dtype, sum_products, symmetric_product
+from model.linear import linear, matmul_dtype, sum_products
 from model.losses import linear_cross_entropy
 from model.masks import Pattern
 from model.norm import RMSNorm
+from model.symmetric import symmetric_product
 from tests.model.test_attention import HEADS, PATTERNS
 
 BF16 = torch.bfloat16

@@ -7,7 +7,7 @@ from pipeline.muon import Muon, orthogonalized
 
 def matrices() -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(16, 16), (16, 16), (48, 16), (16, 48)]
+    shapes = [(16, 16), (16, 16), (48, 16), (16, 48), (64, 128), (128, 64), (160, 160)]  # large ones go by the kernel
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
 
