@@ -1,4 +1,4 @@
-"""A linear layer without bias: its product by the faster of two libraries, the gradient of its weight by a kernel."""
+"""A linear layer without bias: float32 by the faster of two libraries, learning in bfloat16 by our kernels."""
 
 from typing import Any, NamedTuple
 
@@ -14,12 +14,16 @@ FEW_ROWS, SMALL_WEIGHT = 8, 2**20
 """Below both, PyTorch's own product is ahead of oneDNN's, whose call costs ten microseconds more."""
 
 
-def linear(x: Float[Tensor, "*rows inputs"], weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "*rows outputs"]:
+Weight = Float[Tensor, "outputs inputs"]
+
+
+def linear(x: Float[Tensor, "*rows inputs"], weight: Weight) -> Float[Tensor, "*rows outputs"]:
     """x @ weight.T. In float32 on a CPU without a gradient by oneDNN, which uses all of any processor.
 
     PyTorch gives float32 products to MKL, which on processors of other makers than its own is half as fast
     (`python -m benchmarks.linear`). The operator is the one that PyTorch's own compiler uses; it has no gradient.
-    With one, under bfloat16 autocast on a CPU, the gradient of the weight is summed by our kernel, in float32.
+    With one, under bfloat16 autocast on a CPU, the gradient of the weight is summed by our kernel, in float32, and the
+    other two products are by `product`.
     """
     if _onednn_is_faster(x, weight):
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
@@ -59,7 +63,7 @@ class _Linear(torch.autograd.Function):
         x, weight = inputs
         rounded_weight = weight.bfloat16()
         ctx.save_for_backward(x, rounded_weight)
-        return functional.linear(x, rounded_weight)
+        return product(x, rounded_weight, transposed=True)
 
     @staticmethod
     @once_differentiable
@@ -69,7 +73,21 @@ class _Linear(torch.autograd.Function):
         (grad,), (x, weight) = grads, ctx.saved_tensors
         of_weight = torch.empty(weight.shape)
         sum_products(_rows(grad), _rows(x), of_weight)
-        return grad @ weight if ctx.needs_input_grad[0] else None, of_weight
+        return product(grad, weight) if ctx.needs_input_grad[0] else None, of_weight
+
+
+def product(
+    x: Float[Tensor, "*rows inputs"], weight: Float[Tensor, "inputs outputs"] | Weight, transposed: bool = False
+) -> Float[Tensor, "*rows outputs"]:
+    """x @ weight, or x @ weight.T, without a gradient: in bfloat16 by our kernel, where one takes the sizes."""
+    outputs, inputs = weight.shape if transposed else weight.shape[::-1]
+    fits = x.dtype == weight.dtype == torch.bfloat16 and outputs % MULTIPLE == inputs % MULTIPLE == 0
+    if not (fits and native.usable(x) and native.has("linear")):
+        return x @ (weight.T if transposed else weight)
+    out = x.new_empty(*x.shape[:-1], outputs)
+    given = (x.contiguous(), weight.contiguous(), out)
+    native.call("linear", *given, out.numel() // outputs, inputs, outputs, transposed)
+    return out
 
 
 def _rows(x: Float[Tensor, "*rows n"]) -> Float[Tensor, "all_rows n"]:

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from model import native
 from model.batch import IGNORE
-from model.linear import matmul_dtype, sum_products, sums_products
+from model.linear import matmul_dtype, product, sum_products, sums_products
 
 CHUNK_LOGITS = defaultdict(lambda: 2**26, cpu=2**24)
 """Logits held at once: enough rows for products at full speed, and still few of a step (in bfloat16, 32 MiB or 128)."""
@@ -61,10 +61,10 @@ def _loss_and_grads(h: Tensor, w: Tensor, targets: Tensor, dtype: torch.dtype, g
     h, w = h.to(dtype), w.to(dtype)
     for start in range(0, h.shape[0], chunk):
         rows = slice(start, start + chunk)
-        logits = h[rows] @ w.T
+        logits = product(h[rows], w, transposed=True)
         total += _rows(logits, targets[rows], grads is not None)
         if grads is not None:
-            grads[0][rows] = logits @ w
+            grads[0][rows] = product(logits, w)
             _add_products(grads[1], logits, h[rows])
     return total
 

@@ -50,6 +50,7 @@ ARGUMENTS = {
     "attention_backward": "ppppppppppnnnnnn",
     "cross_entropy": "pppnnnn",
     "drop": "pnpnpnnnnf",
+    "linear": "pppnnnn",
     "read_few": "pppnpnpnpfnnnnnnnnnnnn",
     "rms_norm": "pppnpnnf",
     "rms_norm_backward": "pnpppppnn",

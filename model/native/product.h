@@ -90,16 +90,50 @@ struct Tiles {
 inline void square_of_tiles(Left, Right, To, long, bool) {}
 #endif
 
+// Where sums of eight rows and 32 columns go: to float32, or if `more` are added to what is there.
+struct Whole {
+    To to;
+    bool more;
+    void expect(int row) const {
+        if (more) fetch(to.at + row * to.stride), fetch(to.at + row * to.stride + 16);
+    }
+    void put(int row, __m512 first, __m512 second) const {
+        float* at = to.at + row * to.stride;
+        _mm512_storeu_ps(at, more ? _mm512_add_ps(_mm512_loadu_ps(at), first) : first);
+        _mm512_storeu_ps(at + 16, more ? _mm512_add_ps(_mm512_loadu_ps(at + 16), second) : second);
+    }
+    static void fetch(const void* at) { __builtin_prefetch(at, 1); }
+};
+
+// Or to bfloat16, with what was summed before, if there is any.
+struct Rounded {
+    bf16* at;
+    long stride;
+    To before;
+    Rounded from(long row) const {
+        return {at + row * stride, stride, {before.at ? before.at + row * before.stride : nullptr, before.stride}};
+    }
+    void expect(int row) const { __builtin_prefetch(at + row * stride, 1); }
+    void put(int row, __m512 first, __m512 second) const {
+        if (before.at) {
+            const float* more = before.at + row * before.stride;
+            first = _mm512_add_ps(_mm512_loadu_ps(more), first);
+            second = _mm512_add_ps(_mm512_loadu_ps(more + 16), second);
+        }
+        _mm512_storeu_si512(at + row * stride, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
+};
+
 // Eight rows of 32 columns, which with two registers of the right side fill a little more than half of the registers. Rows
-// of the left side are reached from three of them, since a pointer for each is more than there are. What there is to add to
-// is fetched while the sum is taken.
-inline void eight_rows(Left left, Right right, To to, long sum, bool more) {
+// of the left side are reached from three of them, since a pointer for each is more than there are. What is written to is
+// fetched while the sum is taken.
+template <typename Out>
+inline void eight_rows(Left left, Right right, Out out, long sum) {
     __m512 total[8][2];
 #pragma GCC unroll 8
     for (int row = 0; row < 8; row++) {
         total[row][0] = total[row][1] = _mm512_setzero_ps();
-        if (more)
-            for (int half = 0; half < 2; half++) __builtin_prefetch(to.at + row * to.stride + half * 16, 1);
+        out.expect(row);
     }
     const bf16* from[3] = {left.at, left.at + 3 * left.stride, left.at + 6 * left.stride};
     const bf16* pairs = right.at;
@@ -117,12 +151,7 @@ inline void eight_rows(Left left, Right right, To to, long sum, bool more) {
         pairs += 2 * right.columns;
     }
 #pragma GCC unroll 8
-    for (int row = 0; row < 8; row++)
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
-            float* at = to.at + row * to.stride + half * 16;
-            _mm512_storeu_ps(at, more ? _mm512_add_ps(_mm512_loadu_ps(at), total[row][half]) : total[row][half]);
-        }
+    for (int row = 0; row < 8; row++) out.put(row, total[row][0], total[row][1]);
 }
 
 // Never inlined: where it is woven into what calls it, registers run short.
@@ -133,6 +162,16 @@ inline void eight_rows(Left left, Right right, To to, long sum, bool more) {
             if (TILES)
                 square_of_tiles(left.from(row), right.from(column), some, sum, more);
             else
-                eight_rows(left.from(row), right.from(column), some, sum, more);
+                eight_rows(left.from(row), right.from(column), Whole{some, more}, sum);
         }
+}
+
+// The same for 32 columns and any number of rows, to bfloat16, without tiles; the left side is read up to a multiple of 8.
+[[gnu::noinline]] [[maybe_unused]] static void multiply_rounded(Left left, Right right, Rounded to, long rows, long sum) {
+    bf16 spare[8 * STEP];
+    long row = 0;
+    for (; row + 8 <= rows; row += 8) eight_rows(left.from(row), right, to.from(row), sum);
+    if (row == rows) return;
+    eight_rows(left.from(row), right, Rounded{spare, STEP, to.from(row).before}, sum);
+    for (long i = row; i < rows; i++) std::memcpy(to.from(i).at, spare + (i - row) * STEP, STEP * sizeof(bf16));
 }

@@ -18,7 +18,7 @@ from model.dropout import add_dropped, drop
 from model.generate import unseen_by
 from model.heads import LanguageModel
 from model.init import initialize
-from model.linear import linear, matmul_dtype, sum_products
+from model.linear import linear, matmul_dtype, product, sum_products
 from model.losses import linear_cross_entropy
 from model.masks import Pattern
 from model.norm import RMSNorm
@@ -275,6 +275,32 @@ def test_products_are_summed_in_float32_over_any_number_of_rows(rows: int, outpu
 
 
 @multiplies_bf16
+@pytest.mark.parametrize("rows", [256, 517, 2100])
+@pytest.mark.parametrize(("depth", "outputs"), [(32, 32), (256, 96), (704, 64), (2080, 32)])
+def test_a_product_is_the_exact_one_rounded_once(depth: int, outputs: int, rows: int, monkeypatch):
+    without_tiles(monkeypatch)
+    x, weight = random(rows, depth, dtype=BF16).detach(), random(depth, outputs, seed=1, dtype=BF16).detach()
+    exact = x.double() @ weight.double()
+    got = product(x.view(1, rows, depth), weight)[0]
+    assert {"linear"} == RAN
+    assert torch.equal(got, product(x, weight.T.contiguous(), transposed=True))
+    assert ((got.double() - exact).abs() <= exact.abs() / 2**8 + 1e-6 * depth).all()
+    assert (got != exact.to(BF16)).float().mean() < 2e-3  # sums in float32 fall to the other side of a tie
+
+
+@multiplies_bf16
+def test_a_product_keeps_what_is_not_a_number_in_its_row(monkeypatch):
+    without_tiles(monkeypatch)
+    x, weight = random(300, 64, dtype=BF16).detach(), random(64, 32, seed=1, dtype=BF16).detach()
+    x[17, 3], x[298, 5] = torch.nan, torch.inf
+    got = product(x, weight)
+    assert {"linear"} == RAN
+    assert (~got.isfinite()).any(dim=1).nonzero().flatten().tolist() == [17, 298]
+    assert got[17].isnan().all()
+    assert got[298].isinf().all()
+
+
+@multiplies_bf16
 @pytest.mark.parametrize("instructions", ["all", "no tiles"])
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 64, 800), (2, 288, 96)])
 def test_of_a_product_with_its_own_transpose_half_is_computed(shape, instructions, monkeypatch):
@@ -299,14 +325,14 @@ def test_a_linear_layer_learns_as_under_autocast_but_for_one_rounding(outputs, i
         without_tiles(monkeypatch)
     x, weight = random(5, 70, 64), random(outputs, 64, seed=1)
 
-    def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def learnt(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", BF16):
             return linear(x, weight)
 
-    got = with_grads(product, x, weight)
-    assert {"weight_gradient"} <= RAN
+    got = with_grads(learnt, x, weight)
+    assert {"weight_gradient", *(["linear"] if outputs % 32 == 0 and native.has("linear") else [])} <= RAN
     monkeypatch.setattr(native, "ENABLED", False)
-    plain = with_grads(product, x, weight)
+    plain = with_grads(learnt, x, weight)
     assert [a.dtype for a in got] == [a.dtype for a in plain] == [BF16, torch.float32, torch.float32]
     assert torch.equal(got[0], plain[0])
     assert torch.equal(got[1], plain[1])
@@ -340,6 +366,7 @@ def test_nothing_depends_on_the_number_of_threads():
         sum_products(random(2100, 224, dtype=BF16).detach(), random(2100, 96, dtype=BF16).detach(), total)
         return [
             total,
+            product(random(2100, 704, dtype=BF16).detach(), random(704, 96, seed=1, dtype=BF16).detach()),
             *with_grads(lambda *x: _native.attend(*x, p), q, k, v),
             *with_grads(lambda x, w: norm(x, BF16), random(101, 48), norm.weight),
             *torch.autograd.grad(loss, (hidden, weight)),
