@@ -1,6 +1,7 @@
 """Whose matrix products are faster, PyTorch's or those of model/linear.py: `python -m benchmarks.linear`.
 
-In float32 without a gradient ours are oneDNN's; in bfloat16, where something is learnt, those of our kernel.
+In float32 without a gradient ours are oneDNN's; in bfloat16, where something is learnt, those of our kernel
+where there is one (without AMX).
 """
 
 from collections.abc import Callable

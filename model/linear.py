@@ -70,7 +70,7 @@ class _Linear(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Any
     ) -> tuple[Tensor | None, Tensor]:
-        (grad,), (x, weight) = grads, ctx.saved_tensors
+        grad, (x, weight) = grads[0].contiguous(), ctx.saved_tensors
         of_weight = torch.empty(weight.shape)
         sum_products(_rows(grad), _rows(x), of_weight)
         return product(grad, weight) if ctx.needs_input_grad[0] else None, of_weight
@@ -95,7 +95,7 @@ def _rows(x: Float[Tensor, "*rows n"]) -> Float[Tensor, "all_rows n"]:
 
 
 MULTIPLE = 32
-"""The kernel below takes as many columns of a matrix as are a multiple of it."""
+"""What the sizes of matrices are multiples of that our kernels take."""
 
 
 def sums_products(x: Tensor, weight: Tensor) -> bool:

@@ -105,25 +105,6 @@ struct Whole {
     static void fetch(const void* at) { __builtin_prefetch(at, 1); }
 };
 
-// Or to bfloat16, with what was summed before, if there is any.
-struct Rounded {
-    bf16* at;
-    long stride;
-    To before;
-    Rounded from(long row) const {
-        return {at + row * stride, stride, {before.at ? before.at + row * before.stride : nullptr, before.stride}};
-    }
-    void expect(int row) const { __builtin_prefetch(at + row * stride, 1); }
-    void put(int row, __m512 first, __m512 second) const {
-        if (before.at) {
-            const float* more = before.at + row * before.stride;
-            first = _mm512_add_ps(_mm512_loadu_ps(more), first);
-            second = _mm512_add_ps(_mm512_loadu_ps(more + 16), second);
-        }
-        _mm512_storeu_si512(at + row * stride, (__m512i)_mm512_cvtne2ps_pbh(second, first));
-    }
-};
-
 // Eight rows of 32 columns, which with two registers of the right side fill a little more than half of the registers. Rows
 // of the left side are reached from three of them, since a pointer for each is more than there are. What is written to is
 // fetched while the sum is taken.
@@ -164,14 +145,4 @@ inline void eight_rows(Left left, Right right, Out out, long sum) {
             else
                 eight_rows(left.from(row), right.from(column), Whole{some, more}, sum);
         }
-}
-
-// The same for 32 columns and any number of rows, to bfloat16, without tiles; the left side is read up to a multiple of 8.
-[[gnu::noinline]] [[maybe_unused]] static void multiply_rounded(Left left, Right right, Rounded to, long rows, long sum) {
-    bf16 spare[8 * STEP];
-    long row = 0;
-    for (; row + 8 <= rows; row += 8) eight_rows(left.from(row), right, to.from(row), sum);
-    if (row == rows) return;
-    eight_rows(left.from(row), right, Rounded{spare, STEP, to.from(row).before}, sum);
-    for (long i = row; i < rows; i++) std::memcpy(to.from(i).at, spare + (i - row) * STEP, STEP * sizeof(bf16));
 }
