@@ -1,11 +1,10 @@
 """The class, or the classes, that a row of a file gives to its text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
 
 import orjson
-import pyarrow as pa
 
 from pipeline.errors import DataError
 
@@ -50,9 +49,12 @@ Names = Sequence[str] | None
 """Those that the numbers of a column stand for, where they stand for any."""
 
 
-def class_label_names(schema: pa.Schema, column: str) -> Names:
-    """The names of a column's classes where `datasets` keeps numbers in their place (its feature ClassLabel)."""
-    told = (schema.metadata or {}).get(b"huggingface")
+def class_label_names(metadata: Mapping[bytes, bytes] | None, column: str) -> Names:
+    """The names of a column's classes where `datasets` keeps numbers in their place (its feature ClassLabel).
+
+    It says so in the metadata of an Arrow schema.
+    """
+    told = (metadata or {}).get(b"huggingface")
     try:
         feature = orjson.loads(told)["info"]["features"][column] if told else {}
         feature = feature.get("feature", feature)  # what a list holds

@@ -219,7 +219,7 @@ def _parquet_rows(source: Source, columns: Sequence[str], how: Reading) -> Itera
     with readable(source.path), seekable(source) as place, pq.ParquetFile(place, pre_buffer=False) as file:
         check_columns(str(source.path), file.schema_arrow.names, columns)
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
-        names = [class_label_names(file.schema_arrow, column) for column in columns]
+        names = [class_label_names(file.schema_arrow.metadata, column) for column in columns]
         yield from _table_rows(batches, source, columns, names, how, source.n_bytes / max(1, file.metadata.num_rows))
 
 
@@ -244,7 +244,7 @@ def _saved_rows(source: Source, columns: Sequence[str], how: Reading) -> Iterato
             raise DataError(f"{source.path}: not a dataset that save_to_disk wrote: {error}. Save it again") from error
         check_columns(str(source.path), dataset.column_names, columns)
         tables = dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=BATCH_ROWS)
-        names = [class_label_names(dataset.features.arrow_schema, column) for column in columns]
+        names = [class_label_names(dataset.features.arrow_schema.metadata, column) for column in columns]
         yield from _table_rows(tables, source, columns, names, how, source.n_bytes / max(1, len(dataset)))
 
 

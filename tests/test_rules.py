@@ -39,7 +39,7 @@ def test_help_needs_no_heavy_import():
 import sys
 from jobs.cli import app
 app(["--help"], exit_on_error=False, result_action="return_value")
-heavy = {"torch", "ray", "mlflow", "transformers", "sklearn", "pydantic"} & set(sys.modules)
+heavy = {"torch", "ray", "mlflow", "transformers", "sklearn", "pydantic", "numpy", "pyarrow"} & set(sys.modules)
 assert not heavy, heavy
 """
     done = run(sys.executable, "-c", code)
