@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import sys
-from importlib.metadata import version
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, validators
@@ -14,6 +13,14 @@ from cyclopts import App, CycloptsError, Parameter, validators
 from jobs import cli_cluster, cli_quality, cli_registry, cli_use
 from jobs.cli_shared import CONFIG, RUN, RUNS, Config, Inline, Json, NoColor, Overrides, Quiet, build, emit
 from pipeline.errors import EnvironmentProblem, GristmillError, lacking
+
+
+def installed_version() -> str:
+    """Return the version that is installed here."""
+    from importlib.metadata import version
+
+    return version("gristmill")
+
 
 app = App(
     name="gristmill",
@@ -34,7 +41,7 @@ On a cluster:
 GRISTMILL_HOME (default ./runs) holds artifacts, journals and mlflow.db; MLFLOW_TRACKING_URI names another MLflow.
 Exit codes: 0 ok, 2 usage or config, 3 environment, auth or connection, 4 a quality gate failed, 5 failed,
 6 cancelled, 8 preempted and resumable, 130 interrupted.""",
-    version=lambda: version("gristmill"),
+    version=installed_version,
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )

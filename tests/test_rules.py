@@ -46,14 +46,22 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_help_is_there_in_half_a_second_of_cpu():
+def test_help_costs_less_than_twice_the_libraries_that_draw_it():
+    """CPU time, side by side: seconds alone would say how fast the machine is. One import of pyarrow makes it 2.2."""
     code = """
 import resource, subprocess, sys
-subprocess.run([sys.executable, "-m", "jobs.cli", "--help"], stdout=subprocess.DEVNULL, check=True)
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(used.ru_utime + used.ru_stime)
+
+def seconds(*arguments):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+pairs = [(seconds("-c", "import cyclopts.help, rich.markdown"), seconds("-m", "jobs.cli", "--help")) for _ in range(5)]
+libraries, ours = (min(column) for column in zip(*pairs))
+print(ours / libraries)
 """
-    assert min(float(run(sys.executable, "-c", code).stdout) for _ in range(3)) < 0.5
+    assert float(run(sys.executable, "-c", code).stdout) < 2.0
 
 
 def test_a_command_does_not_pay_for_torchs_compiler():
